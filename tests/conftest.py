@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test shares: one thread, so that results and times do not depend on the machine; no network."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# No deadline: the machines that run this are shared. No database: a checkout stays as it was.
+settings.register_profile("idlora", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("idlora")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
