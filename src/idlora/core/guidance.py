@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance in x0 space: four terms as records, the passes that they need, and their one sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from idlora.core.reference import on_target, target_part
+from idlora.errors import SettingsError
+
+POSITIVE = "positive"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One prediction of the network and how it differs from the positive one."""
+
+    name: str
+    negative_text: bool = False
+    reference: bool = True
+    perturbed_blocks: tuple[int, ...] = ()
+    perturbed_streams: tuple[str, ...] = ("video", "audio")
+    isolated: bool = False
+    adapter: bool = True
+
+
+@dataclass(frozen=True)
+class X0:
+    """Clean-data predictions of one pass."""
+
+    video: Tensor  # (B, T_video, C)
+    audio: Tensor  # (B, T_reference + T_target, C); no reference rows if the pass did not see them
+    num_reference: int = 0  # leading audio rows that are reference
+
+
+@dataclass(frozen=True)
+class Term:
+    """A guidance term: it adds weight * (x0 positive - x0 of another pass) while lo <= sigma <= hi.
+
+    Raises:
+        SettingsError: not 0 <= lo <= hi <= 1.
+    """
+
+    lo: float = field(default=0.0, kw_only=True)
+    hi: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lo <= self.hi <= 1:
+            raise SettingsError(f"guidance interval [{self.lo}, {self.hi}]: it must lie in [0, 1], low end first")
+
+    def weights(self) -> tuple[float, float]:
+        """Factors of the difference for video and audio; 0 is neutral."""
+        raise NotImplementedError
+
+    def other_pass(self) -> Pass:
+        """The pass that this term compares the positive one with."""
+        raise NotImplementedError
+
+    def active(self, sigma: float) -> bool:
+        """Whether this term changes anything at this noise level."""
+        return self.lo <= sigma <= self.hi and any(weight != 0 for weight in self.weights())
+
+    def delta(self, positive: X0, other: X0) -> X0:
+        """What is added to the positive prediction."""
+        video, audio = self.weights()
+        return X0(video * (positive.video - other.video), audio * (positive.audio - other.audio))
+
+
+@dataclass(frozen=True)
+class TextGuidance(Term):
+    """Classifier-free guidance (Ho and Salimans 2022): (scale - 1) (positive - negative text); 1 is neutral.
+
+    `star` scales the negative prediction by its projection on the positive one first (CFG-Zero*, Fan et al. 2025).
+    """
+
+    video: float = 3.0
+    audio: float = 7.0
+    star: bool = False
+
+    def weights(self) -> tuple[float, float]:
+        """The scales less one, since the positive prediction itself counts once."""
+        return self.video - 1, self.audio - 1
+
+    def other_pass(self) -> Pass:
+        """The negative text."""
+        return Pass("negative", negative_text=True)
+
+    def delta(self, positive: X0, other: X0) -> X0:
+        """The plain difference, or that to the projected negative prediction."""
+        if self.star:
+            other = X0(_projected(positive.video, other.video), _projected(positive.audio, other.audio))
+        return super().delta(positive, other)
+
+
+def _projected(positive: Tensor, negative: Tensor) -> Tensor:
+    """The negative prediction times <positive, negative> / |negative|^2, over each sample."""
+    dot = (positive * negative).flatten(1).sum(1)
+    norm = negative.square().flatten(1).sum(1)
+    return negative * (dot / (norm + 1e-8))[:, None, None]
+
+
+@dataclass(frozen=True)
+class IdentityGuidance(Term):
+    """Identity guidance (ID-LoRA): scale (positive - no reference), on the audio target only; 0 is neutral.
+
+    `adapter_off` takes the prediction without reference from the base alone; the published way keeps the adapter on.
+    """
+
+    scale: float = 3.0
+    adapter_off: bool = False
+
+    def weights(self) -> tuple[float, float]:
+        """The scale as it is, and nothing for the video."""
+        return 0.0, self.scale
+
+    def other_pass(self) -> Pass:
+        """The reference removed."""
+        return Pass("no_reference", reference=False, adapter=not self.adapter_off)
+
+    def delta(self, positive: X0, other: X0) -> X0:
+        """The difference on the target's rows; the other pass has no others."""
+        change = self.scale * (target_part(positive.audio, positive.num_reference) - other.audio)
+        return X0(torch.zeros_like(positive.video), on_target(change, positive.num_reference))
+
+
+@dataclass(frozen=True)
+class STGuidance(Term):
+    """Spatio-temporal guidance (Hyung et al. 2024): scale (positive - perturbed self-attention); 0 is neutral."""
+
+    scale: float = 1.0
+    blocks: tuple[int, ...] = (29,)
+
+    def weights(self) -> tuple[float, float]:
+        """The scale as it is, for both streams."""
+        return (self.scale, self.scale) if self.blocks else (0.0, 0.0)
+
+    def other_pass(self) -> Pass:
+        """Self-attention of the chosen blocks perturbed."""
+        return Pass("perturbed", perturbed_blocks=self.blocks)
+
+
+@dataclass(frozen=True)
+class ModalityGuidance(Term):
+    """Modality guidance (LTX-2): (scale - 1) (positive - streams isolated from each other); 1 is neutral."""
+
+    scale: float = 3.0
+
+    def weights(self) -> tuple[float, float]:
+        """The scale less one, for both streams."""
+        return self.scale - 1, self.scale - 1
+
+    def other_pass(self) -> Pass:
+        """No attention between video and audio."""
+        return Pass("isolated", isolated=True)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """All terms of one generation; the defaults are the official ones of LTX-2.0.
+
+    `rescale` in [0, 1] pulls the spread of the guided prediction back to that of the positive one (Lin et al. 2023).
+
+    Raises:
+        SettingsError: rescale outside [0, 1].
+    """
+
+    text: TextGuidance = TextGuidance()
+    identity: IdentityGuidance = IdentityGuidance()
+    stg: STGuidance = STGuidance()
+    modality: ModalityGuidance = ModalityGuidance()
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise SettingsError(f"rescale {self.rescale}: it must lie in [0, 1]; 0 is off, 0.7 is usual")
+
+    def active_terms(self, sigma: float, num_reference: int) -> list[Term]:
+        """Terms that change anything here, in the official order.
+
+        Without a reference there is nothing for the identity term to compare.
+        """
+        identity = [self.identity] if num_reference else []
+        terms: list[Term] = [self.text, *identity, self.stg, self.modality]
+        return [term for term in terms if term.active(sigma)]
+
+    def plan(self, sigma: float, num_reference: int) -> list[Pass]:
+        """The passes this noise level needs: the positive one, and one for each active term."""
+        others = [term.other_pass() for term in self.active_terms(sigma, num_reference)]
+        return [Pass(POSITIVE), *others]
+
+
+NEUTRAL = Guidance(TextGuidance(1.0, 1.0), IdentityGuidance(0.0), STGuidance(0.0), ModalityGuidance(1.0))
+
+
+def guide(guidance: Guidance, predictions: Mapping[str, X0], sigma: float) -> X0:
+    """Guided x0 = positive + sum of the active terms' deltas, then rescaled.
+
+    The deltas are summed before they meet the positive prediction, as the official code does; with no active term
+    the positive prediction is returned as it is.
+
+    Args:
+        guidance: the terms.
+        predictions: x0 of the passes in `guidance.plan(sigma, ...)`, by name.
+        sigma: noise level in [0, 1].
+    """
+    positive = predictions[POSITIVE]
+    terms = guidance.active_terms(sigma, positive.num_reference)
+    if not terms:
+        return positive
+    deltas = [term.delta(positive, predictions[term.other_pass().name]) for term in terms]
+    video = positive.video + reduce(add, [delta.video for delta in deltas])
+    audio = positive.audio + reduce(add, [delta.audio for delta in deltas])
+    return X0(
+        _rescaled(video, positive.video, guidance.rescale),
+        _rescaled(audio, positive.audio, guidance.rescale),
+        positive.num_reference,
+    )
+
+
+def _rescaled(guided: Tensor, positive: Tensor, phi: float) -> Tensor:
+    """The guided prediction times phi std(positive) / std(guided) + 1 - phi, the spread taken over each sample."""
+    if phi == 0:
+        return guided
+    ratio = positive.flatten(1).std(1) / guided.flatten(1).std(1)
+    return guided * (phi * ratio + 1 - phi)[:, None, None]

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where every token stands: bounds [start, end) in seconds (audio; video axis 0) and in pixels (video axes 1 and 2).
+
+The rotary embedding uses the midpoints. Reference tokens stand before time zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from idlora.core.state import AVState
+
+Rounding = Literal["none", "bf16-inference", "bf16-training"]
+
+HOP_LENGTH = 160  # samples from one mel frame to the next
+SAMPLING_RATE = 16_000
+MELS_PER_TOKEN = 4
+REFERENCE_GAP = 0.04  # seconds between the reference's end and the target's start; one token
+PIXELS_PER_TOKEN = 32
+FRAMES_PER_TOKEN = 8
+
+
+def audio_positions(num_tokens: int, device: torch.device | None = None) -> Tensor:
+    """Bounds (1, 1, T, 2) in seconds: token i covers mel frames [4i - 3, 4i + 1), cut at zero (causal first token)."""
+    edges = torch.arange(num_tokens + 1, dtype=torch.float32, device=device) * MELS_PER_TOKEN
+    edges = (edges + 1 - MELS_PER_TOKEN).clamp(min=0) * HOP_LENGTH / SAMPLING_RATE
+    return torch.stack([edges[:-1], edges[1:]], dim=-1)[None, None]
+
+
+def video_positions(latent_size: tuple[int, int, int], frame_rate: float, device: torch.device | None = None) -> Tensor:
+    """Bounds (1, 3, F * H * W, 2) of a grid of F x H x W tokens, frame-major: seconds, pixels, pixels.
+
+    Token frame f covers pictures [8f - 7, 8f + 1), cut at zero: the first token frame is one picture.
+    """
+    edges = _video_edges(latent_size, device)
+    edges[0] = edges[0] / frame_rate
+    return _grid_bounds(edges)
+
+
+def _video_edges(latent_size: tuple[int, int, int], device: torch.device | None) -> list[Tensor]:
+    """Edges of the tokens along each axis, in pictures and pixels."""
+    frames, rows, columns = (torch.arange(n + 1, dtype=torch.float32, device=device) for n in latent_size)
+    pictures = (frames * FRAMES_PER_TOKEN + 1 - FRAMES_PER_TOKEN).clamp(min=0)
+    return [pictures, rows * PIXELS_PER_TOKEN, columns * PIXELS_PER_TOKEN]
+
+
+def _grid_bounds(edges: list[Tensor]) -> Tensor:
+    """All combinations of the axes' intervals, the last axis fastest: (1, A, T, 2)."""
+    starts = torch.meshgrid(*(edge[:-1] for edge in edges), indexing="ij")
+    ends = torch.meshgrid(*(edge[1:] for edge in edges), indexing="ij")
+    return torch.stack([torch.stack(starts), torch.stack(ends)], dim=-1).flatten(1, 3)[None]
+
+
+def before_target(positions: Tensor, gap: float = REFERENCE_GAP) -> Tensor:
+    """Negative positions p - D - gap of a reference whose own bounds p end at D: its last token ends at -gap.
+
+    Computed in the dtype of `positions`, (B, 1, T, 2).
+    """
+    if positions.shape[2] == 0:
+        return positions
+    return positions - positions[:, :, -1:, 1:] - gap
+
+
+def reference_positions(
+    num_tokens: int, rounding: Rounding = "none", gap: float = REFERENCE_GAP, device: torch.device | None = None
+) -> Tensor:
+    """Bounds (1, 1, T, 2) of a reference in front of the target; under either rounding the shift is made in bf16."""
+    bounds = audio_positions(num_tokens, device)
+    return before_target(bounds if rounding == "none" else bounds.to(torch.bfloat16), gap)
+
+
+def round_positions(state: AVState, rounding: Rounding) -> AVState:
+    """Reproduce the two roundings of the official code (they cost up to one token of accuracy; default off).
+
+    `bf16-inference` rounds the video and the reference, `bf16-training` the audio target as well, and makes the
+    rotary embedding compute its coordinates in bf16. The reference's positions must come from `reference_positions`
+    under the same rounding, since the shift itself is made in bf16.
+    """
+    if rounding == "none":
+        return state
+    video = replace(state.video, positions=state.video.positions.to(torch.bfloat16))
+    if rounding == "bf16-inference":
+        return AVState(video, state.audio)
+    return AVState(video, replace(state.audio, positions=state.audio.positions.to(torch.bfloat16)))

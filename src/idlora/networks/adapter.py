@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The identity adapter: low-rank branches W x + scale B A x beside linear layers of the transformer.
+
+Read and saved in the published key layout `diffusion_model.<module>.lora_A.weight` (no alpha: scale 1).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from idlora.errors import WeightsError
+from idlora.files import replacing
+from idlora.networks.checkpoints import open_weights, to_diffusers_key, to_official_key
+
+logger = logging.getLogger(__name__)
+
+LORA_PREFIX = "diffusion_model."
+_ATTENTIONS = ("audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+# The layers of every block that the published adapters change.
+IDENTITY_TARGETS: tuple[str, ...] = (
+    *(f"{attention}.{projection}" for attention in _ATTENTIONS for projection in _PROJECTIONS),
+    "audio_ff.net.0.proj",
+    "audio_ff.net.2",
+)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One layer's change of weight: B A."""
+
+    a: Tensor  # (rank, D_in)
+    b: Tensor  # (D_out, rank)
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """An adapter by itself, its layers under diffusers' names."""
+
+    layers: Mapping[str, LowRank]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of every layer."""
+        return {name: layer.a.shape[0] for name, layer in self.layers.items()}
+
+
+def read_adapter(path: Path) -> AdapterWeights:
+    """Read an adapter in the published layout.
+
+    Raises:
+        WeightsError: the file is missing or broken, or holds something else than pairs lora_A, lora_B.
+    """
+    with open_weights(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata = file.metadata() or {}
+    suffix_a, suffix_b = ".lora_A.weight", ".lora_B.weight"
+    modules = {key.removesuffix(suffix_a) for key in tensors if key.endswith(suffix_a)}
+    expected = {module + suffix for module in modules for suffix in (suffix_a, suffix_b)}
+    if not modules or tensors.keys() != expected:
+        odd = _some(tensors.keys() ^ expected) or "nothing in it"
+        raise WeightsError(f"{path} is not an adapter in the layout of ID-LoRA ({odd}); it needs lora_A, lora_B pairs")
+    layers = {}
+    for module in sorted(modules):
+        name = to_diffusers_key(module.removeprefix(LORA_PREFIX))
+        layers[name] = LowRank(tensors[module + suffix_a], tensors[module + suffix_b])
+    return AdapterWeights(layers, metadata)
+
+
+def write_adapter(path: Path, weights: AdapterWeights, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write an adapter in the published layout, with its metadata."""
+    tensors = {}
+    for name, layer in weights.layers.items():
+        stem = LORA_PREFIX + to_official_key(name)
+        tensors[f"{stem}.lora_A.weight"] = layer.a.detach().to("cpu", dtype).contiguous()
+        tensors[f"{stem}.lora_B.weight"] = layer.b.detach().to("cpu", dtype).contiguous()
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(weights.metadata))
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def _linear(transformer: Any, name: str) -> Any:
+    """The linear layer of that name, seen through an injected branch; None if there is none."""
+    try:
+        module = transformer.get_submodule(name)
+    except AttributeError:
+        return None
+    module = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    return module if isinstance(module, torch.nn.Linear) else None
+
+
+def check_adapter(transformer: Any, weights: AdapterWeights) -> None:
+    """Refuse an adapter made for another network.
+
+    Raises:
+        WeightsError: names layers that the network lacks or that have another shape there.
+    """
+    unfit = []
+    for name, layer in weights.layers.items():
+        linear = _linear(transformer, name)
+        if linear is None:
+            unfit.append(f"{name} (no such layer)")
+        elif tuple(linear.weight.shape) != (layer.b.shape[0], layer.a.shape[1]):
+            wanted, given = tuple(linear.weight.shape), (layer.b.shape[0], layer.a.shape[1])
+            unfit.append(f"{name} ({given} for {wanted})")
+    if unfit:
+        raise WeightsError(f"the adapter does not fit this model: {_some(unfit)}; use the adapter of its generation")
+
+
+class Adapter:
+    """An adapter injected into a transformer as branches of their own, trainable and switchable.
+
+    Made by `inject_adapter` or `new_adapter`.
+    """
+
+    def __init__(self, transformer: Any, layers: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        self._transformer = transformer
+        self._layers = layers
+        self.metadata = dict(metadata)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of the branches, A before B, layer by layer."""
+        return [part.weight for layer in self._layers.values() for part in _branch(layer)]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base alone inside this context. Which parameters want gradients is the same after it as before."""
+        wanted = [parameter.requires_grad for parameter in self.parameters()]
+        self._switch(on=False)
+        try:
+            yield
+        finally:
+            self._switch(on=True)
+            for parameter, requires_grad in zip(self.parameters(), wanted, strict=True):
+                parameter.requires_grad_(requires_grad)
+
+    def _switch(self, *, on: bool) -> None:
+        for layer in self._layers.values():
+            layer.enable_adapters(enabled=on)
+
+    def weights(self) -> AdapterWeights:
+        """The branches' weights by layer, with scale 1; they share memory with the network."""
+        layers = {name: LowRank(*(part.weight for part in _branch(layer))) for name, layer in self._layers.items()}
+        return AdapterWeights(layers, self.metadata)
+
+    def save(self, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write the adapter in the published layout; the metadata names rank and targets."""
+        weights = self.weights()
+        targets = sorted({name.split(".", 2)[-1] for name in weights.layers})
+        made = {"rank": str(max(weights.ranks.values())), "targets": json.dumps(targets), **self.metadata}
+        write_adapter(path, AdapterWeights(weights.layers, made), dtype)
+
+    def remove(self) -> None:
+        """Take the branches out; the transformer is as it was before the injection."""
+        for name, layer in self._layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self._transformer.get_submodule(parent), child, layer.get_base_layer())
+        self._layers = {}
+
+
+def _branch(layer: Any) -> tuple[Any, Any]:
+    return layer.lora_A[_NAME], layer.lora_B[_NAME]
+
+
+_NAME = "identity"
+
+
+def _inject(transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, str], strength: float = 1.0) -> Adapter:
+    """PEFT's branches at the named layers; the scale alpha / rank is the strength everywhere."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    rank = max(ranks.values())
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank * strength,
+        target_modules=list(ranks),
+        rank_pattern={name: value for name, value in ranks.items() if value != rank},
+        alpha_pattern={name: value * strength for name, value in ranks.items() if value != rank},
+    )
+    inject_adapter_in_model(config, transformer, adapter_name=_NAME)
+    layers = {name: transformer.get_submodule(name) for name in ranks}
+    return Adapter(transformer, layers, metadata)
+
+
+def inject_adapter(
+    transformer: Any, weights: AdapterWeights, strength: float = 1.0, *, trainable: bool = False
+) -> Adapter:
+    """Put an adapter beside its layers: W x + strength * B A x; 1 = as trained.
+
+    Raises:
+        WeightsError: the adapter is one of another network; nothing has been changed then.
+    """
+    check_adapter(transformer, weights)
+    adapter = _inject(transformer, weights.ranks, weights.metadata, strength)
+    with torch.no_grad():
+        for name, branch in adapter.weights().layers.items():
+            branch.a.copy_(weights.layers[name].a)
+            branch.b.copy_(weights.layers[name].b)
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(trainable)
+    logger.debug("adapter injected into %d layers", len(weights.layers))
+    return adapter
+
+
+def new_adapter(
+    transformer: Any,
+    rank: int,
+    targets: tuple[str, ...] = IDENTITY_TARGETS,
+    metadata: Mapping[str, str] | None = None,
+) -> Adapter:
+    """A fresh trainable adapter (A random, B zero: no effect yet) on the target layers of every block.
+
+    The transformer's own parameters are frozen. Seed torch's global generator for a reproducible start.
+    """
+    transformer.requires_grad_(requires_grad=False)
+    blocks = range(len(transformer.transformer_blocks))
+    names = [f"transformer_blocks.{block}.{target}" for block in blocks for target in targets]
+    return _inject(transformer, dict.fromkeys(names, rank), metadata or {})
+
+
+Precision = Literal["fp32", "official-bf16"]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """An adapter fused into the weights, with what is needed to undo it exactly."""
+
+    transformer: Any
+    originals: Mapping[str, Tensor]
+
+    def undo(self) -> None:
+        """Put the original weights back, bit for bit."""
+        with torch.no_grad():
+            for name, original in self.originals.items():
+                _linear(self.transformer, name).weight.copy_(original)
+
+
+def fuse_adapter(
+    transformer: Any, weights: AdapterWeights, strength: float = 1.0, precision: Precision = "fp32"
+) -> Fused:
+    """Add strength * B A to the weights.
+
+    Args:
+        transformer: changed in place; its layers keep their dtype.
+        weights: the adapter.
+        strength: 1 = as trained.
+        precision: `fp32` computes and adds in float32; `official-bf16` rounds strength * B, the product and the sum to
+            bfloat16, as the official loader does.
+
+    Returns:
+        A record that can undo the fusion; it keeps a copy of the changed weights in memory.
+
+    Raises:
+        WeightsError: the adapter is one of another network; nothing has been changed then.
+    """
+    check_adapter(transformer, weights)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    originals = {}
+    with torch.no_grad():
+        for name, layer in weights.layers.items():
+            weight = _linear(transformer, name).weight
+            originals[name] = weight.detach().clone()
+            a, b = layer.a.to(weight.device, dtype), layer.b.to(weight.device, dtype)
+            weight.copy_(weight.to(dtype) + (b * strength) @ a)
+    return Fused(transformer, originals)

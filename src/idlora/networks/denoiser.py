@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guided denoiser: what the samplers call. It runs the passes that the guidance needs and sums them in x0 space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idlora.core.flow import x0_from_velocity
+from idlora.core.guidance import X0, Guidance, Pass, guide
+from idlora.core.reference import without_reference
+from idlora.core.state import AVState
+from idlora.networks.joint import JointModel, Prediction, TextContext
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """`model(state, sigma)` for `core.samplers`: one guided x0 of both streams.
+
+    Attributes:
+        negative: may be None if the text term is neutral.
+    """
+
+    model: JointModel
+    positive: TextContext
+    negative: TextContext | None
+    guidance: Guidance
+
+    def __call__(self, state: AVState, sigma: float) -> AVState:
+        """The same state with its tokens replaced by the guided x0."""
+        plan = self.guidance.plan(sigma, state.audio.num_reference)
+        guided = guide(self.guidance, self.predict(state, sigma, plan), sigma)
+        return state.with_tokens(guided.video, guided.audio)
+
+    def predict(self, state: AVState, sigma: float, plan: list[Pass]) -> dict[str, X0]:
+        """x0 of every pass of the plan, unguided."""
+        velocities = self.model(state, sigma, self.positive, self.negative, plan)
+        return {run.name: _x0(state, sigma, velocities[run.name], run) for run in plan}
+
+
+def _x0(state: AVState, sigma: float, velocity: Prediction, run: Pass) -> X0:
+    seen = state if run.reference else without_reference(state)
+    return X0(
+        x0_from_velocity(seen.video.tokens, velocity.video, seen.video.timesteps(sigma)),
+        x0_from_velocity(seen.audio.tokens, velocity.audio, seen.audio.timesteps(sigma)),
+        seen.audio.num_reference,
+    )
