@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One clip of the miniature world: who is seen, who is heard, what is said how and where; its sound, mouth and picture."""
+"""One clip of the miniature world: who is seen and heard, what is said how and where; its sound, mouth and picture."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,10 +112,10 @@ def mouth(sound: Sound, num_frames: int = NUM_FRAMES) -> tuple[Array, Array]:
 
 
 def speech_energy(samples: Array, num_frames: int, frame_rate: float = FRAME_RATE) -> Array:
-    """Square root of the root mean square of each video frame's samples, (F,): the energy that lips are compared with."""
+    """Square root of the root mean square of the samples of each frame, (F,): what lips are compared with."""
     edges = np.round(np.arange(num_frames + 1) * SAMPLE_RATE / frame_rate).astype(int)
     padded = np.pad(samples, (0, max(0, edges[-1] - len(samples))))
-    power = [np.mean(padded[start:end] ** 2) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    power = [np.mean(padded[start:end] ** 2) for start, end in pairwise(edges)]
     return np.asarray(np.array(power) ** 0.25)
 
 

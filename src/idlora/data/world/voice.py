@@ -23,6 +23,7 @@ FRAME_SECONDS = 0.005
 NUM_BANDS = 80
 FFT_SIZE = 1024
 SILENCE_DB = -120.0
+TAIL_ROWS = 20  # in which the last sound dies away
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NOUNS = tuple("river garden coffee music happy yellow window doctor sunday morning purple dragon candle silver".split())
@@ -124,18 +125,29 @@ def speak(voice: Voice, words: list[str], onsets: list[float], style: Style, rng
     The level is set over the spoken part: root mean square `style.level` dBFS.
     """
     tracks = [_word_track(voice, recordings()[voice.base, word], style) for word in words]
-    length = max(round(onset / FRAME_SECONDS) + len(track.f0) for onset, track in zip(onsets, tracks, strict=True)) + 20
-    f0, envelope, aperiodicity = np.zeros(length), np.full((length, NUM_BANDS), SILENCE_DB), np.ones((length, NUM_BANDS))
-    phones: list[tuple[str, float, float]] = []
-    for onset, track in zip(onsets, tracks, strict=True):
-        rows = slice(first := round(onset / FRAME_SECONDS), first + len(track.f0))
-        f0[rows], envelope[rows], aperiodicity[rows] = track.f0, track.envelope, track.aperiodicity
-        starts = [0.0, *(end for _, end in track.phones[:-1])]
-        phones += [(name, onset + start, onset + end) for (name, end), start in zip(track.phones, starts, strict=True)]
-    samples = synthesise(f0, envelope, aperiodicity, rng)
-    spoken = np.repeat(envelope.max(axis=1) > SILENCE_DB, round(FRAME_SECONDS * SAMPLE_RATE))[: len(samples)]
+    line = _timeline(tracks, [round(onset / FRAME_SECONDS) for onset in onsets])
+    samples = synthesise(line.f0, line.envelope, line.aperiodicity, rng)
+    spoken = np.repeat(line.envelope.max(axis=1) > SILENCE_DB, round(FRAME_SECONDS * SAMPLE_RATE))
     rms = np.sqrt(np.mean(samples[spoken] ** 2)) + 1e-9
+    phones = [phone for onset, track in zip(onsets, tracks, strict=True) for phone in _heard(track, onset)]
     return Speech(samples * 10 ** (style.level / 20) / rms, tuple(phones))
+
+
+def _timeline(tracks: list[Recording], firsts: list[int]) -> Recording:
+    """All words on one time axis, each from its first row; between them silence."""
+    length = max(first + len(track.f0) for first, track in zip(firsts, tracks, strict=True)) + TAIL_ROWS
+    f0, aperiodicity = np.zeros(length), np.ones((length, NUM_BANDS))
+    envelope = np.full((length, NUM_BANDS), SILENCE_DB)
+    for first, track in zip(firsts, tracks, strict=True):
+        rows = slice(first, first + len(track.f0))
+        f0[rows], envelope[rows], aperiodicity[rows] = track.f0, track.envelope, track.aperiodicity
+    return Recording(f0, envelope, aperiodicity, ())
+
+
+def _heard(track: Recording, onset: float) -> list[tuple[str, float, float]]:
+    """The word's phones with start and end in seconds of the clip."""
+    ends = [onset + end for _, end in track.phones]
+    return [(name, start, end) for (name, _), start, end in zip(track.phones, [onset, *ends], ends, strict=False)]
 
 
 def _word_track(voice: Voice, word: Recording, style: Style) -> Recording:

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the miniature's video and audio autoencoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from idlora.training.miniature.dataset import Pool, frame_pool, mel_pool
+from idlora.training.miniature.loop import Losses
+
+KL_WEIGHT = 1e-4
+
+
+def _rows(pool: Pool, seed: int, step: int, size: int) -> tuple[Tensor, np.random.Generator]:
+    rng = np.random.default_rng([seed, step])
+    return pool.batch(rng.integers(len(pool), size=size)), rng
+
+
+def _variational(vae: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Reconstruction from a sample of the posterior, and its KL divergence a latent value."""
+    posterior = vae.encode(target).latent_dist
+    reconstruction = vae.decode(posterior.sample()).sample
+    return reconstruction, posterior.kl().mean() / posterior.mean[0].numel()
+
+
+class AudioLoss:
+    """L1 + L2 of the log-mel reconstruction of 1.13 s crops, plus KL."""
+
+    def __init__(self, vae: Any, data: Path, seed: int = 0, clips: int = 2000, batch: int = 8) -> None:
+        self.vae, self.seed, self.size = vae, seed, batch
+        self.pool = mel_pool(data, "train", clips)
+
+    def __call__(self, step: int) -> Losses:
+        """Losses of a step."""
+        mel, rng = _rows(self.pool, self.seed, step, self.size)  # (B, T, 64)
+        start = int(rng.integers(mel.shape[1] - 113))
+        target = mel[:, None, start : start + 113].expand(-1, 2, -1, -1)
+        output, kl = _variational(self.vae, target)
+        error = output - target
+        absolute, squared = error.abs().mean(), error.square().mean()
+        return {"loss": absolute + 0.5 * squared + KL_WEIGHT * kl, "l1": absolute, "mse": squared, "kl": kl}
+
+
+class VideoLoss:
+    """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL.
+
+    Single pictures come first: many people a batch for the price of one clip; then windows teach the motion.
+    `phases` are (first step, frames a window, windows a batch).
+    """
+
+    phases = ((0, 1, 32), (450, 9, 5), (1450, 17, 3))
+
+    def __init__(self, vae: Any, data: Path, seed: int = 0, clips: int = 1200) -> None:
+        self.vae, self.seed = vae, seed
+        self.pool = frame_pool(data, "train", clips)
+        self.weight = mouth_weight(self.pool[0].shape[1])
+
+    def __call__(self, step: int) -> Losses:
+        """Losses of a step."""
+        target = self.windows(step)
+        output, kl = _variational(self.vae, target)
+        error = output - target
+        absolute = (error.abs() * self.weight).mean()
+        squared = (error.square() * self.weight).mean()
+        psnr = 10 * torch.log10(4.0 / error.square().mean())
+        return {"loss": absolute + 2.0 * squared + KL_WEIGHT * kl, "l1": absolute, "psnr": psnr, "kl": kl}
+
+    def windows(self, step: int) -> Tensor:
+        """The step's batch (B, 3, F, H, W) in -1..1: windows of random clips at random times."""
+        _, length, size = max(phase for phase in self.phases if phase[0] <= step)
+        rng = np.random.default_rng([self.seed, step])
+        clips = rng.integers(len(self.pool), size=size)
+        starts = rng.integers(self.pool[0].shape[0] - length + 1, size=size)
+        rows = [self.pool[int(clip)][start : start + length] for clip, start in zip(clips, starts, strict=True)]
+        return to_model(torch.from_numpy(np.stack(rows)))
+
+
+def to_model(frames: Tensor) -> Tensor:
+    """uint8 frames (B, F, H, W, 3) as (B, 3, F, H, W) in -1..1."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+
+
+def mouth_weight(size: int) -> Tensor:
+    """Weights (1, 1, 1, size, size): 1, and up to 3 where mouths move."""
+    from idlora.data.world.reader import mouth_box
+
+    weight = torch.ones(1, 1, 1, size, size)
+    weight[..., *mouth_box(size)] = 3.0
+    flat = weight.view(1, 1, size, size)
+    return F.avg_pool2d(flat, 5, 1, 2, count_include_pad=False).view(1, 1, 1, size, size)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the miniature's base and of its identity adapter: batches for the one training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idlora.core.positions import audio_positions, reference_positions, video_positions
+from idlora.data.world.clip import FRAME_RATE
+from idlora.data.world.speakers import NUM_SPEAKERS
+from idlora.networks.joint import JointModel, Pass
+from idlora.networks.text import PromptEncoder
+from idlora.training.miniature.latents import REFERENCES_A_SPEAKER, LatentPools, ids_and_mask
+from idlora.training.miniature.loop import Losses
+from idlora.training.objective import Objective, TrainingBatch, training_step
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is drawn for a batch.
+
+    Attributes:
+        batch: clips a step.
+        text_dropout: share of clips with an empty prompt, which trains the negative pass.
+        first_frame: share of clips whose first latent frame is given.
+        sigma_mean: mean of the normal distribution whose logistic is sigma (deviation 1).
+        reference_dropout: share of steps without reference, which trains the no-reference pass.
+        seconds: shortest and longest reference.
+        audio_only: the streams are isolated and the video is one empty token: the voice learns to speak for a third
+            of the price, before it learns to look at lips.
+    """
+
+    batch: int = 24
+    text_dropout: float = 0.1
+    first_frame: float = 0.8
+    sigma_mean: float = 0.4
+    reference_dropout: float = 0.1
+    seconds: tuple[float, float] = (1.0, 5.0)
+    audio_only: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """Losses of a step: the batch is drawn by (seed, step) and handed to `training_step`."""
+
+    model: JointModel
+    prompts: PromptEncoder
+    pools: LatentPools
+    latent_size: tuple[int, int, int]
+    recipe: Recipe
+    objective: Objective = Objective()
+
+    def __call__(self, step: int) -> Losses:
+        """Losses of a step."""
+        run = Pass("isolated", isolated=self.recipe.audio_only)
+        losses = training_step(self.model, self.draw(step), self.objective, run).losses
+        total = losses.audio if self.recipe.audio_only else losses.total
+        return {"loss": total, "video": losses.video, "audio": losses.audio}
+
+    def draw(self, step: int) -> TrainingBatch:
+        """The batch of a step."""
+        rng = np.random.default_rng([self.recipe.seed, step])
+        noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        clips = rng.integers(len(self.pools.audio), size=self.recipe.batch)
+        audio, reference = self.pools.audio.batch(clips), self._reference(rng, clips)
+        video, size = self._video(clips)
+        return TrainingBatch(
+            video=video,
+            audio=audio,
+            video_noise=torch.randn(video.shape, generator=noise),
+            audio_noise=torch.randn(audio.shape, generator=noise),
+            sigmas=torch.sigmoid(torch.randn(len(clips), generator=noise) + self.recipe.sigma_mean),
+            video_positions=video_positions(size, FRAME_RATE),
+            audio_positions=audio_positions(audio.shape[1]),
+            context=self.prompts.context(*self._text(rng, clips)),
+            conditioned=self._conditioned(rng, len(clips), size),
+            reference=reference,
+            reference_positions=None if reference is None else reference_positions(reference.shape[1]),
+        )
+
+    def _video(self, clips: Indices) -> tuple[Tensor, tuple[int, int, int]]:
+        if self.recipe.audio_only or self.pools.video is None:
+            return torch.zeros(len(clips), 1, self.model.transformer.config.in_channels), (1, 1, 1)
+        return self.pools.video.batch(clips), self.latent_size
+
+    def _text(self, rng: np.random.Generator, clips: Indices) -> tuple[Tensor, Tensor]:
+        rows = self.pools.text.batch(clips)  # (B, captions, S)
+        chosen = rows[torch.arange(len(rows)), torch.from_numpy(rng.integers(rows.shape[1], size=len(rows)))]
+        ids, mask = ids_and_mask(chosen)
+        empty = torch.from_numpy(rng.random(len(rows)) < self.recipe.text_dropout)
+        nothing = torch.zeros_like(ids)
+        nothing[:, -1] = self.prompts.tokenizer.bos_token_id
+        ids = torch.where(empty[:, None], nothing, ids)
+        mask = torch.where(empty[:, None], (nothing > 0).long(), mask)
+        return ids, mask
+
+    def _conditioned(self, rng: np.random.Generator, batch: int, size: tuple[int, int, int]) -> Tensor | None:
+        given = torch.from_numpy(rng.random(batch) < self.recipe.first_frame)
+        frames, height, width = size
+        first = torch.arange(frames * height * width) < height * width
+        return None if frames == 1 else given[:, None] & first[None]
+
+    def _reference(self, rng: np.random.Generator, clips: Indices) -> Tensor | None:
+        """A window of one recording of each clip's speaker; all windows of a batch are equally long."""
+        if self.pools.reference is None or rng.random() < self.recipe.reference_dropout:
+            return None
+        rows = clips % NUM_SPEAKERS["train"] * REFERENCES_A_SPEAKER
+        takes = self.pools.reference.batch(rows + rng.integers(REFERENCES_A_SPEAKER, size=len(clips)))
+        length = int(rng.uniform(*self.recipe.seconds) * 25)
+        start = int(rng.integers(takes.shape[1] - length + 1))
+        return takes[:, start : start + length]

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages that make the miniature, in order; each reads what the earlier ones left in the work folder.
+
+audio-vae, video-vae -> base-audio, base (text encoder, connectors, transformer) -> adapter -> export. A work folder
+holds `data/` (pools), `<stage>/state.safetensors` (resumable) and `model/` (the components so far, float32).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
+from idlora.data.world.captions import caption
+from idlora.data.world.clip import NUM_FRAMES, SIZE
+from idlora.data.world.speakers import clip
+from idlora.data.world.voice import VOCABULARY
+from idlora.errors import TrainingError
+from idlora.networks.adapter import Adapter, inject_adapter, new_adapter, read_adapter
+from idlora.networks.codecs import AudioCodec, GriffinLimVocoder, VideoCodec, VideoGrid
+from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.text import PromptEncoder
+from idlora.pipeline.card import ModelCard, write_card
+from idlora.pipeline.components import Components, save_components
+from idlora.pipeline.settings import Settings
+from idlora.training.miniature import components as fresh
+from idlora.training.miniature.codecs import AudioLoss, VideoLoss, to_model
+from idlora.training.miniature.diffusion import DiffusionLoss, Recipe
+from idlora.training.miniature.latents import Encoder
+from idlora.training.miniature.loop import Report, Schedule, Trainer, silent
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FILE = "adapter.safetensors"
+ADAPTER_RANK = 32
+NUM_CLIPS = 4000
+CODEC_CLIPS = {"mel": 2000, "frames": 1200}
+
+SCHEDULES = {
+    "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
+    "video-vae": Schedule(steps=1600, learning_rate=1.5e-3),
+    "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
+    "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
+    "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a miniature is made.
+
+    Attributes:
+        work: the work folder.
+        start: a finished model folder whose components are the starting weights; None = fresh or as in `work`.
+        clips: how many world clips the base and the adapter are trained on.
+        compile: compile the transformer block by block (needs a C++ compiler).
+    """
+
+    work: Path
+    start: Path | None = None
+    clips: int = NUM_CLIPS
+    compile: bool = False
+
+    @property
+    def model(self) -> Path:
+        """Folder of the components so far."""
+        return self.work / "model"
+
+    def load(self, name: str, kind: Any) -> Any:
+        """A finished component of the work folder.
+
+        Raises:
+            TrainingError: the stage that makes it has not run.
+        """
+        if not (self.model / name / "config.json").exists():
+            raise TrainingError(f"{self.model / name} is missing; run the stage that trains it first")
+        return kind.from_pretrained(self.model / name)
+
+    def begin(self, name: str, kind: Any, build: Callable[[], Any]) -> Any:
+        """A component to train: from `start` if given, else as an earlier stage left it, else fresh (seeded)."""
+        for folder in (self.start, self.model):
+            if folder is not None and (folder / name).exists():
+                return kind.from_pretrained(folder / name)
+        torch.manual_seed(0)
+        return build()
+
+
+def schedule_of(stage: str) -> Schedule:
+    """The recipe's schedule of a stage.
+
+    Raises:
+        TrainingError: there is no such stage.
+    """
+    if stage not in SCHEDULES:
+        raise TrainingError(f"there is no stage {stage!r}; the stages are {', '.join(SCHEDULES)}")
+    return SCHEDULES[stage]
+
+
+def train(stage: str, shop: Workshop, schedule: Schedule | None = None, report: Report = silent) -> None:
+    """Run one stage to the end of its schedule, resuming if it was interrupted.
+
+    Raises:
+        TrainingError: the stage is unknown, an earlier one is missing, or the loss is not finite.
+    """
+    stages = {
+        "audio-vae": _audio_vae,
+        "video-vae": _video_vae,
+        "base-audio": _base_audio,
+        "base": _base,
+        "adapter": _adapter,
+    }
+    stages[stage](shop, schedule or schedule_of(stage), report)
+
+
+def _audio_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
+    from diffusers import AutoencoderKLLTX2Audio
+
+    vae = shop.begin("audio_vae", AutoencoderKLLTX2Audio, fresh.audio_vae)
+    loss = AudioLoss(vae, shop.work / "data", schedule.seed, CODEC_CLIPS["mel"])
+    _fit(vae, loss, schedule, shop.work / "audio-vae", report)
+    _normalise_audio(vae, loss.pool.batch(np.arange(0, len(loss.pool), 10)))
+    vae.save_pretrained(shop.model / "audio_vae")
+
+
+def _video_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
+    from diffusers import AutoencoderKLLTX2Video
+
+    vae = shop.begin("vae", AutoencoderKLLTX2Video, fresh.video_vae)
+    loss = VideoLoss(vae, shop.work / "data", schedule.seed, CODEC_CLIPS["frames"])
+    _fit(vae, loss, schedule, shop.work / "video-vae", report)
+    _normalise_video(vae, loss.pool.batch(np.arange(0, len(loss.pool), len(loss.pool) // 40)))
+    vae.save_pretrained(shop.model / "vae")
+
+
+def _fit(
+    module: nn.Module, loss: Callable[[int], dict[str, Tensor]], schedule: Schedule, folder: Path, report: Report
+) -> None:
+    trainer = Trainer(module, loss, schedule, folder, report)
+    trainer.run()
+    trainer.use_average()
+    module.eval()
+
+
+@torch.no_grad()
+def _normalise_video(vae: Any, clips: Tensor) -> None:
+    """Store mean and deviation of each latent channel over clips (N, F, H, W, 3)."""
+    latents = torch.cat([vae.encode(to_model(rows)).latent_dist.mode() for rows in clips.split(4)])
+    channels = latents.transpose(0, 1).flatten(1)  # (C, N * T)
+    vae.latents_mean.copy_(channels.mean(1))
+    vae.latents_std.copy_(channels.std(1))
+
+
+@torch.no_grad()
+def _normalise_audio(vae: Any, mels: Tensor) -> None:
+    """Bring every latent channel to mean 0 and deviation 1 inside the network, then store statistics for each mel bin.
+
+    diffusers keeps as many statistics as the network has base channels: here 16, one for each of a token's mel bins.
+    """
+    target = mels[:, None].expand(-1, 2, -1, -1)
+    latents = vae.encode(target).latent_dist.mode()  # (N, channels, T, bins)
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    last, first = vae.encoder.conv_out.conv, vae.decoder.conv_in.conv
+    size = len(mean)
+    last.weight[:size] /= std[:, None, None, None]
+    last.bias[:size] = (last.bias[:size] - mean) / std
+    first.bias += (first.weight * mean[None, :, None, None]).sum((1, 2, 3))
+    first.weight *= std[None, :, None, None]
+    latents = (latents - mean[:, None, None]) / std[:, None, None]
+    vae.latents_mean.copy_(latents.mean((0, 1, 2)))
+    vae.latents_std.copy_(latents.std((0, 1, 2)))
+
+
+def _audio_codec(shop: Workshop) -> AudioCodec:
+    from diffusers import AutoencoderKLLTX2Audio
+
+    return AudioCodec(shop.load("audio_vae", AutoencoderKLLTX2Audio).eval().requires_grad_(requires_grad=False))
+
+
+def _video_codec(shop: Workshop) -> VideoCodec:
+    from diffusers import AutoencoderKLLTX2Video
+
+    return VideoCodec(shop.load("vae", AutoencoderKLLTX2Video).eval().requires_grad_(requires_grad=False))
+
+
+def _tokenizer(shop: Workshop) -> Any:
+    """The tokenizer of the work folder, of the starting weights, or learned from captions."""
+    from transformers import AutoTokenizer
+
+    for folder in (shop.model, shop.start):
+        if folder is not None and (folder / "tokenizer").exists():
+            return AutoTokenizer.from_pretrained(folder / "tokenizer")
+    specs = [clip("train", index) for index in range(600)]
+    texts = [caption(spec, np.random.default_rng(index)) for index, spec in enumerate(specs) for _ in range(2)]
+    tokenizer = fresh.tokenizer([*texts, *VOCABULARY])
+    tokenizer.save_pretrained(shop.model / "tokenizer")
+    return tokenizer
+
+
+def _networks(shop: Workshop) -> nn.ModuleDict:
+    """The networks that are trained together as the base."""
+    build = {
+        "transformer": fresh.transformer,
+        "connectors": fresh.connectors,
+        "text_encoder": lambda: fresh.text_encoder(len(_tokenizer(shop))),
+    }
+    return nn.ModuleDict({name: shop.begin(name, kind, build[name]) for name, kind in _kinds().items()})
+
+
+def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, reference: bool) -> DiffusionLoss:
+    prompts = PromptEncoder(_tokenizer(shop), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
+    encoder = Encoder(shop.work / "data", "train", prompts, _audio_codec(shop))
+    size = (1, 1, 1)
+    if not recipe.audio_only:
+        video = _video_codec(shop)
+        encoder = replace(encoder, video=video)
+        grid = VideoGrid.of(NUM_FRAMES, SIZE, SIZE, video.vae)
+        size = (grid.frames, grid.height, grid.width)
+    model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
+    if shop.compile:
+        model.compile_blocks(dynamic=reference)
+    return DiffusionLoss(model, prompts, encoder.pools(shop.clips, reference), size, recipe)
+
+
+def _base_audio(shop: Workshop, schedule: Schedule, report: Report) -> None:
+    _train_base(shop, schedule, report, "base-audio", Recipe(seed=schedule.seed + 1, audio_only=True))
+
+
+def _base(shop: Workshop, schedule: Schedule, report: Report) -> None:
+    _train_base(shop, schedule, report, "base", Recipe(seed=schedule.seed + 2))
+
+
+def _train_base(shop: Workshop, schedule: Schedule, report: Report, stage: str, recipe: Recipe) -> None:
+    networks = _networks(shop).train()
+    loss = _diffusion_loss(shop, networks, recipe, reference=False)
+    _fit(networks, loss, schedule, shop.work / stage, report)
+    for name, network in networks.items():
+        network.save_pretrained(shop.model / name)
+
+
+def _adapter(shop: Workshop, schedule: Schedule, report: Report) -> None:
+    networks = nn.ModuleDict({name: shop.load(name, kind) for name, kind in _kinds().items()}).eval()
+    networks.requires_grad_(requires_grad=False)
+    adapter = _begin_adapter(shop, networks["transformer"])
+    loss = _diffusion_loss(shop, networks, Recipe(batch=16, seed=schedule.seed + 3), reference=True)
+    _fit(networks, loss, schedule, shop.work / "adapter", report)
+    adapter.save(shop.model / ADAPTER_FILE, torch.float32)
+
+
+def _begin_adapter(shop: Workshop, transformer: Any) -> Adapter:
+    started = None if shop.start is None else shop.start / ADAPTER_FILE
+    if started is not None and started.exists():
+        return inject_adapter(transformer, read_adapter(started), trainable=True)
+    torch.manual_seed(1)
+    return new_adapter(transformer, ADAPTER_RANK, metadata={"base": "idlora miniature", "positions": "negative"})
+
+
+def _kinds() -> dict[str, Any]:
+    from diffusers import LTX2VideoTransformer3DModel
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from transformers import Gemma3ForCausalLM
+
+    return {
+        "transformer": LTX2VideoTransformer3DModel,
+        "connectors": LTX2TextConnectors,
+        "text_encoder": Gemma3ForCausalLM,
+    }
+
+
+def card() -> ModelCard:
+    """How the miniature wants to be used: the sizes of the world's clips, and guidance chosen by measure."""
+    return ModelCard(
+        name="miniature",
+        max_text_tokens=fresh.TEXT_LENGTH,
+        vocabulary=VOCABULARY,
+        defaults=Settings(
+            num_frames=NUM_FRAMES,
+            height=SIZE,
+            width=SIZE,
+            num_inference_steps=20,
+            shift="by-size",
+            guidance=Guidance(
+                text=TextGuidance(video=1.0, audio=3.0),
+                identity=IdentityGuidance(scale=1.0),
+                stg=STGuidance(scale=0.0, blocks=()),
+                modality=ModalityGuidance(scale=1.0),
+            ),
+            mask_reference_to_video=True,
+        ),
+    )
+
+
+def export(shop: Workshop, folder: Path) -> None:
+    """Write the work folder's model as one that ships: bfloat16, with its card and its adapter if there is one."""
+    video, audio = _video_codec(shop), _audio_codec(shop)
+    parts = {name: shop.load(name, kind) for name, kind in _kinds().items()}
+    complete = Components(
+        vae=video.vae, audio_vae=audio.vae, vocoder=GriffinLimVocoder(), tokenizer=_tokenizer(shop), **parts
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_components(folder, complete, torch.bfloat16)
+    adapter = shop.model / ADAPTER_FILE
+    if adapter.exists():
+        weights = read_adapter(adapter)
+        inject_adapter(parts["transformer"], weights).save(folder / ADAPTER_FILE)
+    write_card(folder, replace(card(), adapter=ADAPTER_FILE if adapter.exists() else ""))
