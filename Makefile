@@ -3,9 +3,8 @@
 #   make test    environment, installation with everything the tests need, then the whole test suite
 #
 # Both install into .venv beside this file. constraints-cpu.txt makes pip take a CPU build of torch where an index offers
-# one; PyPI does not, so there add PyTorch's own:
-#   make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-# With a GPU: make demo CONSTRAINTS=
+# one; where none does, pip takes the build for GPUs, which runs on a CPU too but is 3 GB larger (give pip the address of
+# PyTorch's CPU index in PIP_EXTRA_INDEX_URL to avoid that). With a GPU: make demo CONSTRAINTS=
 
 PYTHON ?= python3
 CONSTRAINTS ?= -c constraints-cpu.txt

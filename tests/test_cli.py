@@ -4,7 +4,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from signals import RATE, gradient_frames, tone, truncated
-from tiny_pipeline import CARD, SETTINGS, adapter_for, pipeline
 
 from idlora.cli import main
 from idlora.cli.options import TABLE, settings_json
@@ -23,6 +20,8 @@ from idlora.data.media import read_image, read_video, write_mp4, write_png, writ
 from idlora.networks.adapter import AdapterWeights, write_adapter
 from idlora.pipeline import Settings, settings_from_json, settings_to_json
 from idlora.pipeline.settings import Options
+from signals import RATE, gradient_frames, tone, truncated
+from tiny_pipeline import CARD, SETTINGS, adapter_for, pipeline
 
 PROMPT = "[SPEECH] river garden"
 
@@ -111,12 +110,10 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert all(name in text for name in ("generate", "demo", "world"))
 
 
-def test_generate_writes_a_clip_and_its_sidecar(
-    model: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_writes_a_clip_and_its_sidecar(model: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = inputs / "clip.mp4"
-    options = ["--image", inputs / "face.png", "--voice", inputs / "voice.wav", "--seed", "5", "--identity-scale", "0.5"]
-    assert generate(model, out, *options, "--frames", "17") == 0
+    given = ("--image", inputs / "face.png", "--voice", inputs / "voice.wav")
+    assert generate(model, out, *given, "--seed", "5", "--identity-scale", "0.5", "--frames", "17") == 0
     clip = read_video(out)
     assert clip.frames.shape == (17, 64, 96, 3)
     assert clip.audio is not None
@@ -245,35 +242,32 @@ def full_disk(*_: object, **__: object) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "replace"), (Path, "write_text")])
+@pytest.mark.parametrize("call", [(os, "replace"), (Path, "write_text")], ids=["replace", "write"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], owner: Any, name: str
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Any
 ) -> None:
-    monkeypatch.setattr(owner, name, full_disk)
+    monkeypatch.setattr(call[0], call[1], full_disk)
     assert generate(model, tmp_path / "clip.mp4", "--steps", "1") == 2
     assert "No space left" in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(*_: object) -> NoReturn:
+    """What Python's own handler of SIGINT does."""
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("moment", ["denoise", "decode"])
 def test_ctrl_c_is_one_line_and_leaves_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
-    def interrupted(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
     monkeypatch.setattr(f"idlora.pipeline.pipeline.{moment}", interrupted)
     assert generate(model, tmp_path / "clip.mp4") == 130
     assert capsys.readouterr().err.strip() == "idlora: stopped; nothing was written"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_while_writing_leaves_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
+def test_ctrl_c_while_writing_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idlora.data.media.videos._encode_audio", interrupted)
     assert generate(model, tmp_path / "clip.mp4", "--steps", "1") == 130
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record the words of the miniature world with flite and store them as WORLD vocoder parameters.
 
-Run once by a maintainer, never by users: `python tools/record_words.py`. Needs the program `flite` (2.2) and the packages
-pyworld (0.3.5), numpy and soundfile. Writes src/idlora/data/world/assets/words.npz, which ships with the package.
+Run once by a maintainer, never by users: `python tools/record_words.py`. Needs the program `flite` (2.2) and
+the packages pyworld (0.3.5), numpy and soundfile. Writes src/idlora/data/world/assets/words.npz, which ships.
 """
 
 import json

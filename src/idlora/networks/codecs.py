@@ -30,6 +30,8 @@ class VideoGrid:
     def of(cls, num_frames: int, height: int, width: int, vae: Any) -> VideoGrid:
         """Grid of a video of `num_frames` = k * temporal ratio + 1 and sides that are multiples of the spatial ratio.
 
+        A side has at least two latents: the decoder pads by reflection, for which one is too few.
+
         Raises:
             SettingsError: a size is off the grid.
         """
@@ -40,9 +42,11 @@ class VideoGrid:
                 f"{num_frames} frames: the number must be {temporal}k+1; use {below} or {below + temporal}"
             )
         for name, side in (("height", height), ("width", width)):
-            if side < spatial or side % spatial:
-                nearest = max(spatial, round(side / spatial) * spatial)
-                raise SettingsError(f"{name} {side}: it must be a multiple of {spatial}; the nearest is {nearest}")
+            if side < 2 * spatial or side % spatial:
+                nearest = max(2, round(side / spatial)) * spatial
+                raise SettingsError(
+                    f"{name} {side}: it must be a multiple of {spatial}, at least {2 * spatial}; use {nearest}"
+                )
         return cls((num_frames - 1) // temporal + 1, height // spatial, width // spatial)
 
     @property
@@ -64,10 +68,12 @@ class VideoCodec:
         Raises:
             SettingsError: the frames do not fit the latent grid.
         """
-        VideoGrid.of(*frames.shape[1:4], self.vae)
+        VideoGrid.of(frames.shape[1], frames.shape[2], frames.shape[3], self.vae)
         pixels = frames.to(self.vae.device).permute(0, 4, 1, 2, 3).to(self.vae.dtype) / 127.5 - 1.0
         latents = self.vae.encode(pixels).latent_dist.mode()  # (B, C, F', H', W')
-        return (video_to_tokens(latents) - self.vae.latents_mean) * (self.vae.config.scaling_factor / self.vae.latents_std)
+        scale = self.vae.config.scaling_factor / self.vae.latents_std
+        tokens: Tensor = (video_to_tokens(latents) - self.vae.latents_mean) * scale
+        return tokens
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: VideoGrid) -> Tensor:
@@ -75,7 +81,8 @@ class VideoCodec:
         tokens = tokens.to(self.vae.dtype) * (self.vae.latents_std / self.vae.config.scaling_factor)
         latents = tokens_to_video(tokens + self.vae.latents_mean, (grid.frames, grid.height, grid.width))
         pixels = self.vae.decode(latents).sample  # (B, 3, F, H, W)
-        return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+        bytes_: Tensor = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return bytes_.permute(0, 2, 3, 4, 1)
 
 
 class AudioCodec:
@@ -127,7 +134,7 @@ def vocoder_rate(vocoder: Any) -> int:
     return int(vocoder.config.output_sampling_rate)
 
 
-class GriffinLimVocoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class GriffinLimVocoder(ModelMixin, ConfigMixin):
     """Log-mel to waveform without learned weights (Griffin and Lim 1984, with momentum after Perraudin et al. 2013).
 
     Takes and returns what `LTX2Vocoder` does: (B, channels, T, bins) -> (B, channels, T * hop). The first phase is
@@ -161,15 +168,15 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             rebuilt = self._stft(self._istft(magnitude * phase))
             update = rebuilt - previous * (self.config.momentum / (1 + self.config.momentum))
             phase, previous = update / update.abs().clamp(min=1e-16), rebuilt
-        samples = self._istft(magnitude * phase)
-        return samples.unflatten(0, mel.shape[:2])
+        samples: Tensor = self._istft(magnitude * phase).unflatten(0, mel.shape[:2])
+        return samples
 
     def _linear(self, mel: Tensor) -> Tensor:
         """Non-negative linear magnitudes (N, K, T) whose mel is (N, bins, T).
 
         Multiplicative updates (Lee and Seung 2001) that start from the pseudo-inverse.
         """
-        linear = (self.inverse @ mel).clamp(min=1e-7)
+        linear: Tensor = (self.inverse @ mel).clamp(min=1e-7)
         for _ in range(12):
             linear = linear * ((self.filters.T @ mel) / (self.filters.T @ (self.filters @ linear)).clamp(min=1e-9))
         return linear

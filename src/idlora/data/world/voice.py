@@ -105,7 +105,7 @@ def recordings() -> dict[tuple[str, str], Recording]:
     with files("idlora.data.world").joinpath("assets/words.npz").open("rb") as stream:
         arrays = dict(np.load(stream))
     phones = json.loads(arrays["phones"].tobytes())
-    return {tuple(key.split("/")): _recording(arrays, key, spoken) for key, spoken in phones.items()}  # type: ignore[misc]
+    return {tuple(key.split("/")): _recording(arrays, key, spoken) for key, spoken in phones.items()}
 
 
 def _recording(arrays: dict[str, NDArray[np.generic]], key: str, phones: list[tuple[str, float]]) -> Recording:
@@ -218,7 +218,7 @@ def _add_noise(out: Array, envelope: Array, aperiodicity: Array, hop: int, rng: 
 
 def envelope_log(decibels: Array) -> Array:
     """Natural log of power from dB."""
-    return decibels * (np.log(10.0) / 10.0)
+    return np.asarray(decibels * (np.log(10.0) / 10.0))
 
 
 def minimum_phase(log_amplitude_bands: Array) -> NDArray[np.complex128]:
@@ -227,7 +227,8 @@ def minimum_phase(log_amplitude_bands: Array) -> NDArray[np.complex128]:
     cepstrum = np.fft.irfft(linear, axis=1)
     cepstrum[:, 1 : FFT_SIZE // 2] *= 2.0
     cepstrum[:, FFT_SIZE // 2 + 1 :] = 0.0
-    return np.exp(np.fft.rfft(cepstrum, axis=1))
+    spectrum: NDArray[np.complex128] = np.exp(np.fft.rfft(cepstrum, axis=1))
+    return spectrum
 
 
 @cache

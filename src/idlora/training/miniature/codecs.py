@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from idlora.training.miniature.dataset import Pool, frame_pool, mel_pool
+from idlora.training.miniature.dataset import Pool
 from idlora.training.miniature.loop import Losses
 
 KL_WEIGHT = 1e-4
+DECODER_NOISE = 0.1  # added to latents of deviation 1: generated ones are not exact either
 
 
 def _rows(pool: Pool, seed: int, step: int, size: int) -> tuple[Tensor, np.random.Generator]:
@@ -32,53 +33,93 @@ def _variational(vae: Any, target: Tensor) -> tuple[Tensor, Tensor]:
 class AudioLoss:
     """L1 + L2 of the log-mel reconstruction of 1.13 s crops, plus KL."""
 
-    def __init__(self, vae: Any, data: Path, seed: int = 0, clips: int = 2000, batch: int = 8) -> None:
-        self.vae, self.seed, self.size = vae, seed, batch
-        self.pool = mel_pool(data, "train", clips)
+    def __init__(self, vae: Any, pool: Pool, seed: int = 0, batch: int = 8) -> None:
+        self.vae, self.pool, self.seed, self.size = vae, pool, seed, batch
 
     def __call__(self, step: int) -> Losses:
         """Losses of a step."""
-        mel, rng = _rows(self.pool, self.seed, step, self.size)  # (B, T, 64)
-        start = int(rng.integers(mel.shape[1] - 113))
-        target = mel[:, None, start : start + 113].expand(-1, 2, -1, -1)
+        target = self.draw(step)
         output, kl = _variational(self.vae, target)
         error = output - target
         absolute, squared = error.abs().mean(), error.square().mean()
         return {"loss": absolute + 0.5 * squared + KL_WEIGHT * kl, "l1": absolute, "mse": squared, "kl": kl}
+
+    def draw(self, step: int) -> Tensor:
+        """The step's batch (B, 2, 113, 64)."""
+        mel, rng = _rows(self.pool, self.seed, step, self.size)  # (B, T, 64)
+        start = int(rng.integers(mel.shape[1] - 113))
+        return mel[:, None, start : start + 113].expand(-1, 2, -1, -1).to(self.vae.device)
+
+
+class AudioDecoderLoss(AudioLoss):
+    """L1 + L2 of what the decoder makes of the tokens themselves; the encoder rests, so the tokens stay what they are.
+
+    Runs after the tokens were normalised, which gave the decoder's zero padding another meaning.
+    """
+
+    def __call__(self, step: int) -> Losses:
+        """Losses of a step."""
+        target = self.draw(step)
+        with torch.no_grad():
+            latents = self.vae.encode(target).latent_dist.mode()
+        error = self.vae.decode(latents + DECODER_NOISE * torch.randn_like(latents)).sample - target
+        absolute, squared = error.abs().mean(), error.square().mean()
+        return {"loss": absolute + 0.5 * squared, "l1": absolute, "mse": squared}
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the video autoencoder sees from a step on: `batch` windows of `frames` frames.
+
+    `crop` keeps the lower 64 x 64 pixels around the mouth: twice the mouths for the price.
+    """
+
+    step: int
+    frames: int
+    batch: int
+    crop: bool = False
 
 
 class VideoLoss:
     """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL.
 
     Single pictures come first: many people a batch for the price of one clip; then windows teach the motion.
-    `phases` are (first step, frames a window, windows a batch).
     """
 
-    phases = ((0, 1, 32), (450, 9, 5), (1450, 17, 3))
+    windows = (Window(0, 1, 32), Window(450, 9, 5), Window(1000, 9, 11, crop=True), Window(2250, 17, 3))
 
-    def __init__(self, vae: Any, data: Path, seed: int = 0, clips: int = 1200) -> None:
-        self.vae, self.seed = vae, seed
-        self.pool = frame_pool(data, "train", clips)
+    def __init__(self, vae: Any, pool: Pool, seed: int = 0) -> None:
+        self.vae, self.pool, self.seed = vae, pool, seed
         self.weight = mouth_weight(self.pool[0].shape[1])
 
     def __call__(self, step: int) -> Losses:
         """Losses of a step."""
-        target = self.windows(step)
+        target, weight = (part.to(self.vae.device) for part in self.draw(step))
         output, kl = _variational(self.vae, target)
         error = output - target
-        absolute = (error.abs() * self.weight).mean()
-        squared = (error.square() * self.weight).mean()
+        absolute = (error.abs() * weight).mean()
+        squared = (error.square() * weight).mean()
         psnr = 10 * torch.log10(4.0 / error.square().mean())
         return {"loss": absolute + 2.0 * squared + KL_WEIGHT * kl, "l1": absolute, "psnr": psnr, "kl": kl}
 
-    def windows(self, step: int) -> Tensor:
-        """The step's batch (B, 3, F, H, W) in -1..1: windows of random clips at random times."""
-        _, length, size = max(phase for phase in self.phases if phase[0] <= step)
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The step's batch (B, 3, F, H, W) in -1..1, windows of random clips at random times, and its weights."""
+        window = [window for window in self.windows if window.step <= step][-1]
         rng = np.random.default_rng([self.seed, step])
-        clips = rng.integers(len(self.pool), size=size)
-        starts = rng.integers(self.pool[0].shape[0] - length + 1, size=size)
-        rows = [self.pool[int(clip)][start : start + length] for clip, start in zip(clips, starts, strict=True)]
-        return to_model(torch.from_numpy(np.stack(rows)))
+        clips = rng.integers(len(self.pool), size=window.batch)
+        starts = rng.integers(self.pool[0].shape[0] - window.frames + 1, size=window.batch)
+        part = _around_mouth(rng, self.pool[0].shape[1]) if window.crop else (slice(None), slice(None))
+        rows = [
+            self.pool[int(clip)][start : start + window.frames, *part]
+            for clip, start in zip(clips, starts, strict=True)
+        ]
+        return to_model(torch.from_numpy(np.stack(rows))), self.weight[..., *part]
+
+
+def _around_mouth(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
+    """The lower two thirds of the rows, and the left or the right two thirds of the columns: both hold the mouth."""
+    left = int(rng.integers(2)) * (size // 3)
+    return slice(size // 3, size), slice(left, left + 2 * size // 3)
 
 
 def to_model(frames: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def audio_vae() -> Any:
 
 @torch.no_grad()
 def _start_certain(vae: Any, num_means: int) -> Any:
-    """Start the posterior at standard deviation 0.08: at 1 the noise drowns the means and training idles at the mean."""
+    """Start the posterior at standard deviation 0.08: at 1 its noise drowns the means, and training idles."""
     convolution = vae.encoder.conv_out.conv
     convolution.weight[num_means:] = 0.0
     convolution.bias[num_means:] = -5.0

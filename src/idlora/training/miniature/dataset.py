@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +32,28 @@ def waveform(split: Split, index: int) -> NDArray[np.float32]:
     return render_sound(clip(split, index)).samples.astype(np.float32)
 
 
-def log_mel(samples: Tensor) -> Tensor:
-    """Log-mel (B, 2, T, 64) of mono samples (B, N): both channels alike, as the pipeline feeds a mono voice."""
-    return LogMel()(samples[:, None]).expand(-1, 2, -1, -1)
-
-
 def frames(split: Split, index: int) -> NDArray[np.uint8]:
     """Picture (F, size, size, 3) of a world clip."""
     spec = clip(split, index)
     return render_picture(spec, render_sound(spec))
 
 
-class Pool:
-    """`count` rows made by `make(index)`, kept as chunks `<name>-<start>.npy` in a folder."""
+@cache
+def _processes(workers: int) -> Executor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
-    def __init__(self, folder: Path, name: str, count: int, make: Callable[[int], Rows]) -> None:
+
+def rendered(make: Callable[[int], Rows], indices: Sequence[int], workers: int = 1) -> Rows:
+    """Stack `make(index)` of every index, over several processes if asked; `make` must then be picklable."""
+    if workers <= 1:
+        return np.stack([make(index) for index in indices])
+    return np.stack(list(_processes(workers).map(make, indices, chunksize=4)))
+
+
+class Pool:
+    """`count` rows, made a chunk at a time by `make(indices)` and kept as `<name>-<start>.npy` in a folder."""
+
+    def __init__(self, folder: Path, name: str, count: int, make: Callable[[Sequence[int]], Rows]) -> None:
         self.folder, self.name, self.count, self.make = folder, name, count, make
         self._chunks: list[Rows] = []
 
@@ -54,20 +64,25 @@ class Pool:
     def render(self) -> Pool:
         """Make the chunks that are missing and open all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for start in range(0, self.count, CHUNK):
+        starts = range(0, self.count, CHUNK)
+        for start in starts:
             if not self.path(start).exists():
-                rows = np.stack([self.make(index) for index in range(start, min(start + CHUNK, self.count))])
-                with replacing(self.path(start)) as path:
-                    np.save(path, rows)
-                logger.info("%s: %d of %d", self.name, min(start + CHUNK, self.count), self.count)
-        self._chunks = [np.load(self.path(start), mmap_mode="r") for start in range(0, self.count, CHUNK)]
+                self._make_chunk(start)
+        self._chunks = [np.load(self.path(start), mmap_mode="r") for start in starts]
         return self
+
+    def _make_chunk(self, start: int) -> None:
+        end = min(start + CHUNK, self.count)
+        with replacing(self.path(start)) as path:
+            np.save(path, self.make(range(start, end)))
+        logger.info("%s: %d of %d", self.name, end, self.count)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Rows:
-        return self._chunks[index // CHUNK][index % CHUNK]
+        row: Rows = self._chunks[index // CHUNK][index % CHUNK]
+        return row
 
     def batch(self, indices: NDArray[np.int64]) -> Tensor:
         """Rows as one tensor (B, ...), float16 read as float32."""
@@ -75,16 +90,18 @@ class Pool:
         return stacked.float() if stacked.is_floating_point() else stacked
 
 
-def mel_pool(folder: Path, split: Split, count: int) -> Pool:
+def mel_pool(folder: Path, split: Split, count: int, workers: int = 1) -> Pool:
     """Log-mels (T, 64) float16 of clips."""
 
-    def make(index: int) -> Rows:
-        mel = log_mel(torch.from_numpy(waveform(split, index))[None])[0, 0]
-        return mel.numpy().astype(np.float16)
+    def make(indices: Sequence[int]) -> Rows:
+        samples = torch.from_numpy(rendered(partial(waveform, split), indices, workers))
+        rows: Rows = LogMel()(samples[:, None])[:, 0].numpy().astype(np.float16)
+        return rows
 
     return Pool(folder, f"mel-{split}", count, make).render()
 
 
-def frame_pool(folder: Path, split: Split, count: int) -> Pool:
+def frame_pool(folder: Path, split: Split, count: int, workers: int = 1) -> Pool:
     """Frames (F, size, size, 3) uint8 of clips."""
-    return Pool(folder, f"frames-{split}", count, lambda index: frames(split, index)).render()
+    make = partial(frames, split)
+    return Pool(folder, f"frames-{split}", count, lambda indices: rendered(make, indices, workers)).render()

@@ -72,18 +72,20 @@ class DiffusionLoss:
         clips = rng.integers(len(self.pools.audio), size=self.recipe.batch)
         audio, reference = self.pools.audio.batch(clips), self._reference(rng, clips)
         video, size = self._video(clips)
+        there = self.model.transformer.device
+        given = self._conditioned(rng, len(clips), size)
         return TrainingBatch(
-            video=video,
-            audio=audio,
-            video_noise=torch.randn(video.shape, generator=noise),
-            audio_noise=torch.randn(audio.shape, generator=noise),
-            sigmas=torch.sigmoid(torch.randn(len(clips), generator=noise) + self.recipe.sigma_mean),
-            video_positions=video_positions(size, FRAME_RATE),
-            audio_positions=audio_positions(audio.shape[1]),
+            video=video.to(there),
+            audio=audio.to(there),
+            video_noise=torch.randn(video.shape, generator=noise).to(there),
+            audio_noise=torch.randn(audio.shape, generator=noise).to(there),
+            sigmas=torch.sigmoid(torch.randn(len(clips), generator=noise) + self.recipe.sigma_mean).to(there),
+            video_positions=video_positions(size, FRAME_RATE, there),
+            audio_positions=audio_positions(audio.shape[1], there),
             context=self.prompts.context(*self._text(rng, clips)),
-            conditioned=self._conditioned(rng, len(clips), size),
-            reference=reference,
-            reference_positions=None if reference is None else reference_positions(reference.shape[1]),
+            conditioned=None if given is None else given.to(there),
+            reference=None if reference is None else reference.to(there),
+            reference_positions=None if reference is None else reference_positions(reference.shape[1], device=there),
         )
 
     def _video(self, clips: Indices) -> tuple[Tensor, tuple[int, int, int]]:

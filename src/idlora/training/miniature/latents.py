@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idlora.data.world.captions import caption
-from idlora.data.world.clip import FRAME_RATE, NUM_FRAMES, ClipSpec, draw_words, render_picture, render_sound
+from idlora.data.world.clip import ClipSpec, draw_words, render_sound
 from idlora.data.world.face import Face
 from idlora.data.world.look import PLACES
 from idlora.data.world.speakers import NUM_SPEAKERS, Split, clip, speaker
 from idlora.data.world.voice import SAMPLE_RATE, Voice
+from idlora.errors import TrainingError
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.text import PromptEncoder
-from idlora.training.miniature.dataset import Pool
+from idlora.training.miniature.dataset import Pool, Rows, frames, rendered, waveform
 
 NUM_CAPTIONS = 4
 REFERENCE_SECONDS = 5.0
 REFERENCES_A_SPEAKER = 6
+ENCODE_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,62 @@ class LatentPools:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns world clips of a split into pools in a folder; what is there already is not made again."""
+    """Turns world clips of a split into pools in a folder; what is there already is not made again.
+
+    `workers` processes render; the codecs encode `ENCODE_BATCH` rows at a time on the device they are on.
+    """
 
     folder: Path
     split: Split
     prompts: PromptEncoder
     audio: AudioCodec
     video: VideoCodec | None = None
+    workers: int = 1
 
-    def pools(self, clips: int, with_reference: bool) -> LatentPools:
+    def pools(self, clips: int, *, with_reference: bool) -> LatentPools:
         """Pools of `clips` clips; the video's if there is a video codec."""
+        takes = NUM_SPEAKERS[self.split] * REFERENCES_A_SPEAKER
         return LatentPools(
-            text=self._pool("text", clips, lambda index: _captions(self.prompts, clip(self.split, index), index)),
-            audio=self._pool("audio", clips, lambda index: _audio(self.audio, clip(self.split, index))),
-            video=None if self.video is None else self._video_pool(clips, self.video),
-            reference=self._reference_pool() if with_reference else None,
+            text=self._pool("text", clips, lambda indices: rendered(self._captions, indices)),
+            audio=self._pool(
+                "audio", clips, lambda indices: self._tokens(partial(waveform, self.split), indices)[:, :-1]
+            ),
+            video=None if self.video is None else self._pool("video", clips, self._video_tokens),
+            reference=None
+            if not with_reference
+            else self._pool("reference", takes, lambda indices: self._tokens(partial(_take, self.split), indices)),
         )
 
-    def _pool(self, name: str, count: int, make: Callable[[int], NDArray[Any]]) -> Pool:
+    def _pool(self, name: str, count: int, make: Callable[[Sequence[int]], Rows]) -> Pool:
         return Pool(self.folder, f"{name}-{self.split}", count, make).render()
 
-    def _video_pool(self, clips: int, codec: VideoCodec) -> Pool:
-        return self._pool("video", clips, lambda index: _video(codec, clip(self.split, index)))
+    def _captions(self, index: int) -> Rows:
+        """Token ids (NUM_CAPTIONS, S) of a clip: the plain caption, then varied ones."""
+        rng, spec = np.random.default_rng([index, 11]), clip(self.split, index)
+        ids, mask = self.prompts.tokens([caption(spec), *(caption(spec, rng) for _ in range(NUM_CAPTIONS - 1))])
+        row: Rows = (ids * mask - (1 - mask)).numpy().astype(np.int16)
+        return row
 
-    def _reference_pool(self) -> Pool:
-        takes = NUM_SPEAKERS[self.split] * REFERENCES_A_SPEAKER
-        return self._pool("reference", takes, lambda index: _reference(self.audio, self.split, index))
+    def _tokens(self, make: Callable[[int], Rows], indices: Sequence[int]) -> Rows:
+        samples = torch.from_numpy(rendered(make, indices, self.workers))[:, None]
+        return _joined(self.audio.encode(part) for part in samples.split(ENCODE_BATCH))
+
+    def _video_tokens(self, indices: Sequence[int]) -> Rows:
+        if self.video is None:
+            raise TrainingError("video tokens need the video autoencoder; train the stage video-vae first")
+        pictures = torch.from_numpy(rendered(partial(frames, self.split), indices, self.workers))
+        return _joined(self.video.encode(part) for part in pictures.split(ENCODE_BATCH))
+
+
+def _joined(parts: Iterable[Tensor]) -> Rows:
+    rows: Rows = torch.cat(list(parts)).cpu().numpy().astype(np.float16)
+    return rows
+
+
+def _take(split: Split, index: int) -> NDArray[np.float32]:
+    """Samples of one recording of a speaker."""
+    voice = speaker(split, index // REFERENCES_A_SPEAKER)
+    return reference_sound(voice, REFERENCE_SECONDS, seed=900_001 + index)
 
 
 def reference_spec(voice: Voice, num_words: int, seed: int, avoid: tuple[str, ...] = ()) -> ClipSpec:
@@ -82,30 +114,6 @@ def reference_sound(voice: Voice, seconds: float, seed: int, avoid: tuple[str, .
     """Samples (N,) at 16 kHz of a reference of the given length; a word takes 0.68 s."""
     spec = reference_spec(voice, max(1, int((seconds - 0.1) / 0.68)), seed, avoid)
     return render_sound(spec, round(seconds * SAMPLE_RATE)).samples.astype(np.float32)
-
-
-def _captions(prompts: PromptEncoder, spec: ClipSpec, seed: int) -> NDArray[Any]:
-    rng = np.random.default_rng([seed, 11])
-    texts = [caption(spec), *(caption(spec, rng) for _ in range(NUM_CAPTIONS - 1))]
-    ids, mask = prompts.tokens(texts)
-    return (ids * mask - (1 - mask)).numpy().astype(np.int16)  # -1 = padding
-
-
-def _audio(codec: AudioCodec, spec: ClipSpec) -> NDArray[Any]:
-    samples = torch.from_numpy(render_sound(spec).samples.astype(np.float32))
-    tokens = codec.encode(samples[None, None])[0, : codec.num_tokens(NUM_FRAMES / FRAME_RATE)]
-    return tokens.numpy().astype(np.float16)
-
-
-def _video(codec: VideoCodec, spec: ClipSpec) -> NDArray[Any]:
-    frames = torch.from_numpy(render_picture(spec, render_sound(spec)))
-    return codec.encode(frames[None])[0].numpy().astype(np.float16)
-
-
-def _reference(codec: AudioCodec, split: Split, index: int) -> NDArray[Any]:
-    voice = speaker(split, index // REFERENCES_A_SPEAKER)
-    samples = torch.from_numpy(reference_sound(voice, REFERENCE_SECONDS, seed=900_001 + index))
-    return codec.encode(samples[None, None])[0].numpy().astype(np.float16)
 
 
 def ids_and_mask(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages that make the miniature, in order; each reads what the earlier ones left in the work folder.
 
-audio-vae, video-vae -> base-audio, base (text encoder, connectors, transformer) -> adapter -> export. A work folder
-holds `data/` (pools), `<stage>/state.safetensors` (resumable) and `model/` (the components so far, float32).
+audio-vae, audio-decoder, video-vae -> base-audio, base (text encoder, connectors, transformer) -> adapter -> export.
+A work folder holds `data/` (pools), `<stage>/state.safetensors` (resumable) and `model/` (components, float32).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from idlora.pipeline.card import ModelCard, write_card
 from idlora.pipeline.components import Components, save_components
 from idlora.pipeline.settings import Settings
 from idlora.training.miniature import components as fresh
-from idlora.training.miniature.codecs import AudioLoss, VideoLoss, to_model
+from idlora.training.miniature.codecs import AudioDecoderLoss, AudioLoss, VideoLoss, to_model
+from idlora.training.miniature.dataset import frame_pool, mel_pool
 from idlora.training.miniature.diffusion import DiffusionLoss, Recipe
 from idlora.training.miniature.latents import Encoder
 from idlora.training.miniature.loop import Report, Schedule, Trainer, silent
@@ -45,7 +46,8 @@ CODEC_CLIPS = {"mel": 2000, "frames": 1200}
 
 SCHEDULES = {
     "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
-    "video-vae": Schedule(steps=1600, learning_rate=1.5e-3),
+    "audio-decoder": Schedule(steps=500, learning_rate=1e-3),
+    "video-vae": Schedule(steps=2400, learning_rate=1.5e-3),
     "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
     "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
     "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
@@ -61,12 +63,16 @@ class Workshop:
         start: a finished model folder whose components are the starting weights; None = fresh or as in `work`.
         clips: how many world clips the base and the adapter are trained on.
         compile: compile the transformer block by block (needs a C++ compiler).
+        device: where networks are trained and codecs encode.
+        workers: processes that render the world.
     """
 
     work: Path
     start: Path | None = None
     clips: int = NUM_CLIPS
     compile: bool = False
+    device: str = "cpu"
+    workers: int = 1
 
     @property
     def model(self) -> Path:
@@ -111,6 +117,7 @@ def train(stage: str, shop: Workshop, schedule: Schedule | None = None, report: 
     """
     stages = {
         "audio-vae": _audio_vae,
+        "audio-decoder": _audio_decoder,
         "video-vae": _video_vae,
         "base-audio": _base_audio,
         "base": _base,
@@ -123,9 +130,18 @@ def _audio_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
     from diffusers import AutoencoderKLLTX2Audio
 
     vae = shop.begin("audio_vae", AutoencoderKLLTX2Audio, fresh.audio_vae)
-    loss = AudioLoss(vae, shop.work / "data", schedule.seed, CODEC_CLIPS["mel"])
+    pool = mel_pool(shop.work / "data", "train", CODEC_CLIPS["mel"], shop.workers)
+    loss = AudioLoss(vae.to(shop.device), pool, schedule.seed)
     _fit(vae, loss, schedule, shop.work / "audio-vae", report)
     _normalise_audio(vae, loss.pool.batch(np.arange(0, len(loss.pool), 10)))
+    vae.save_pretrained(shop.model / "audio_vae")
+
+
+def _audio_decoder(shop: Workshop, schedule: Schedule, report: Report) -> None:
+    vae = _audio_codec(shop).vae
+    vae.decoder.requires_grad_(requires_grad=True)
+    pool = mel_pool(shop.work / "data", "train", CODEC_CLIPS["mel"], shop.workers)
+    _fit(vae, AudioDecoderLoss(vae, pool, schedule.seed + 4), schedule, shop.work / "audio-decoder", report)
     vae.save_pretrained(shop.model / "audio_vae")
 
 
@@ -133,7 +149,8 @@ def _video_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
     from diffusers import AutoencoderKLLTX2Video
 
     vae = shop.begin("vae", AutoencoderKLLTX2Video, fresh.video_vae)
-    loss = VideoLoss(vae, shop.work / "data", schedule.seed, CODEC_CLIPS["frames"])
+    pool = frame_pool(shop.work / "data", "train", CODEC_CLIPS["frames"], shop.workers)
+    loss = VideoLoss(vae.to(shop.device), pool, schedule.seed)
     _fit(vae, loss, schedule, shop.work / "video-vae", report)
     _normalise_video(vae, loss.pool.batch(np.arange(0, len(loss.pool), len(loss.pool) // 40)))
     vae.save_pretrained(shop.model / "vae")
@@ -151,8 +168,8 @@ def _fit(
 @torch.no_grad()
 def _normalise_video(vae: Any, clips: Tensor) -> None:
     """Store mean and deviation of each latent channel over clips (N, F, H, W, 3)."""
-    latents = torch.cat([vae.encode(to_model(rows)).latent_dist.mode() for rows in clips.split(4)])
-    channels = latents.transpose(0, 1).flatten(1)  # (C, N * T)
+    parts = [vae.encode(to_model(rows).to(vae.device)).latent_dist.mode() for rows in clips.split(4)]
+    channels = torch.cat(parts).transpose(0, 1).flatten(1)  # (C, N * T)
     vae.latents_mean.copy_(channels.mean(1))
     vae.latents_std.copy_(channels.std(1))
 
@@ -163,7 +180,7 @@ def _normalise_audio(vae: Any, mels: Tensor) -> None:
 
     diffusers keeps as many statistics as the network has base channels: here 16, one for each of a token's mel bins.
     """
-    target = mels[:, None].expand(-1, 2, -1, -1)
+    target = mels[:, None].expand(-1, 2, -1, -1).to(vae.device)
     latents = vae.encode(target).latent_dist.mode()  # (N, channels, T, bins)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     last, first = vae.encoder.conv_out.conv, vae.decoder.conv_in.conv
@@ -180,13 +197,15 @@ def _normalise_audio(vae: Any, mels: Tensor) -> None:
 def _audio_codec(shop: Workshop) -> AudioCodec:
     from diffusers import AutoencoderKLLTX2Audio
 
-    return AudioCodec(shop.load("audio_vae", AutoencoderKLLTX2Audio).eval().requires_grad_(requires_grad=False))
+    vae = shop.load("audio_vae", AutoencoderKLLTX2Audio).to(shop.device)
+    return AudioCodec(vae.eval().requires_grad_(requires_grad=False))
 
 
 def _video_codec(shop: Workshop) -> VideoCodec:
     from diffusers import AutoencoderKLLTX2Video
 
-    return VideoCodec(shop.load("vae", AutoencoderKLLTX2Video).eval().requires_grad_(requires_grad=False))
+    vae = shop.load("vae", AutoencoderKLLTX2Video).to(shop.device)
+    return VideoCodec(vae.eval().requires_grad_(requires_grad=False))
 
 
 def _tokenizer(shop: Workshop) -> Any:
@@ -215,7 +234,7 @@ def _networks(shop: Workshop) -> nn.ModuleDict:
 
 def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, reference: bool) -> DiffusionLoss:
     prompts = PromptEncoder(_tokenizer(shop), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
-    encoder = Encoder(shop.work / "data", "train", prompts, _audio_codec(shop))
+    encoder = Encoder(shop.work / "data", "train", prompts, _audio_codec(shop), workers=shop.workers)
     size = (1, 1, 1)
     if not recipe.audio_only:
         video = _video_codec(shop)
@@ -225,7 +244,7 @@ def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, 
     model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
     if shop.compile:
         model.compile_blocks(dynamic=reference)
-    return DiffusionLoss(model, prompts, encoder.pools(shop.clips, reference), size, recipe)
+    return DiffusionLoss(model, prompts, encoder.pools(shop.clips, with_reference=reference), size, recipe)
 
 
 def _base_audio(shop: Workshop, schedule: Schedule, report: Report) -> None:
@@ -237,10 +256,11 @@ def _base(shop: Workshop, schedule: Schedule, report: Report) -> None:
 
 
 def _train_base(shop: Workshop, schedule: Schedule, report: Report, stage: str, recipe: Recipe) -> None:
-    networks = _networks(shop).train()
+    networks = _networks(shop).train().to(shop.device)
     loss = _diffusion_loss(shop, networks, recipe, reference=False)
     _fit(networks, loss, schedule, shop.work / stage, report)
-    for name, network in networks.items():
+    for name in _kinds():
+        network: Any = networks[name]
         network.save_pretrained(shop.model / name)
 
 
@@ -248,6 +268,7 @@ def _adapter(shop: Workshop, schedule: Schedule, report: Report) -> None:
     networks = nn.ModuleDict({name: shop.load(name, kind) for name, kind in _kinds().items()}).eval()
     networks.requires_grad_(requires_grad=False)
     adapter = _begin_adapter(shop, networks["transformer"])
+    networks.to(shop.device)
     loss = _diffusion_loss(shop, networks, Recipe(batch=16, seed=schedule.seed + 3), reference=True)
     _fit(networks, loss, schedule, shop.work / "adapter", report)
     adapter.save(shop.model / ADAPTER_FILE, torch.float32)

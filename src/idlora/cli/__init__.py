@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `idlora`: the only place that talks to the terminal; commands load the networks that they need."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+INTERRUPTED = 130
+USER_FAULT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 2 for a fault of the user's (one line on stderr), 130 after Ctrl-C."""
+    import typer
+
+    from idlora.cli.app import app
+    from idlora.errors import IDLoraError
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given or ["--help"], prog_name="idlora", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except IDLoraError as error:
+        return _fault(str(error))
+    except Exception as error:
+        if not isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer does not export by name
+            raise
+        return _fault(error.format_message())  # type: ignore[attr-defined]
+    if code == INTERRUPTED:
+        print("\nidlora: stopped; nothing was written", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _fault(message: str) -> int:
+    print(f"idlora: {' '.join(message.split())}", file=sys.stderr)
+    return USER_FAULT

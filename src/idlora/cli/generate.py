@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idlora generate`: one clip."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idlora.cli.options import settings_json, with_options
+from idlora.errors import OutputError, SettingsError
+
+if TYPE_CHECKING:
+    from idlora.core.samplers import Callback, Step
+    from idlora.pipeline import IDLoraPipeline, Settings
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@with_options
+def generate(**values: Any) -> None:
+    """Make a clip: --image's face says --prompt's words in --voice's voice."""
+    out: Path = values["out"]
+    check_target(out)
+    pipe = load(values)
+    settings = chosen_settings(pipe, values)
+    with progress("denoising") as callback:
+        result = pipe(
+            values["prompt"], image=values["image"], voice=values["voice"], settings=settings, callback=callback
+        )
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    sidecar = result.save(out)
+    print(f"{out} ({settings.seconds:.2f} s of video, made in {sum(result.timings.values()):.1f} s), {sidecar.name}")
+
+
+def check_target(out: Path) -> None:
+    """Refuse a target that could not be written before any work is done."""
+    from idlora.pipeline.output import check_name
+
+    check_name(out)
+    if not out.parent.is_dir():
+        raise OutputError(f"there is no folder {out.parent}; make it, or choose another --out")
+
+
+def load(values: dict[str, Any]) -> IDLoraPipeline:
+    """The pipeline that the options of the panel Model name."""
+    import torch
+
+    from idlora.pipeline import IDLoraPipeline
+
+    quieten()
+    if values["dtype"] not in _DTYPES:
+        raise SettingsError(f"dtype {values['dtype']!r}; choose one of {', '.join(_DTYPES)}")
+    return IDLoraPipeline.from_pretrained(
+        values["model"],
+        adapter=values["adapter"],
+        adapter_strength=values["adapter_strength"],
+        device=checked_device(values["device"]),
+        dtype=getattr(torch, values["dtype"]),
+    )
+
+
+def checked_device(name: str) -> str:
+    """The name of a device that is there (SettingsError if not)."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device {name!r} cannot be used here; choose cpu, or cuda with a GPU") from error
+    return name
+
+
+def quieten() -> None:
+    """Keep the libraries' own notices and progress bars from the terminal."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    warnings.simplefilter("ignore")
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def chosen_settings(pipe: IDLoraPipeline, values: dict[str, Any]) -> Settings:
+    """The model's defaults, over them --settings, over these the options given."""
+    from idlora.pipeline import read_settings, settings_from_json
+
+    base = pipe.card.defaults
+    if values["settings"] is not None:
+        base = read_settings(values["settings"], base)
+    return settings_from_json(settings_json(values), base)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callback]:
+    """A bar on stderr that moves with each step; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def moved(step: Step) -> None:
+            bar.update(task, total=step.num_steps, completed=step.number)
+
+        yield moved

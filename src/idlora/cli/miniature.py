@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idlora miniature`: train the stages of the miniature, export its weights, evaluate it by the protocol."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+app = typer.Typer(no_args_is_help=True, help="Make and measure the miniature, the same model made small.")
+
+Work = Annotated[Path, typer.Option(help="Folder of pools, checkpoints and the components so far.")]
+
+
+@app.command("train")
+def train(
+    stage: Annotated[
+        str, typer.Argument(help="audio-vae, audio-decoder, video-vae, base-audio, base or adapter, in this order.")
+    ],
+    work: Work = Path("runs/miniature"),
+    start: Annotated[Path | None, typer.Option("--from", help="Model folder to start from.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's number by default.")] = None,
+    clips: Annotated[int, typer.Option(min=200, help="World clips that the base and the adapter see.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render the world.")] = 1,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks; needs a C++ compiler.")] = False,
+) -> None:
+    """Train one stage; a second call goes on where the first stopped."""
+    from dataclasses import replace
+
+    import torch
+
+    from idlora.training.miniature import stages
+
+    logging.getLogger("idlora").setLevel(logging.INFO)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    shop = stages.Workshop(work, start, clips, compiled, device, workers)
+    schedule = stages.schedule_of(stage)
+    schedule = replace(schedule, steps=steps or schedule.steps, seed=seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task(stage, total=schedule.steps)
+
+        def report(step: int, values: dict[str, float]) -> None:
+            shown = " ".join(f"{name} {value:.3g}" for name, value in values.items())
+            progress.update(task, completed=step, description=f"{stage}: {shown}")
+
+        stages.train(stage, shop, schedule, report)
+
+
+@app.command("export")
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder of the finished model, in diffusers' layout.")],
+    work: Work = Path("runs/miniature"),
+) -> None:
+    """Write the trained components as a model folder: bfloat16, with card and adapter."""
+    from idlora.training.miniature import stages
+
+    stages.export(stages.Workshop(work), out)
+    print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.1f} MB")
+
+
+@app.command("evaluate")
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of results.json and of the scores so far.")] = Path(
+        "runs/evaluation"
+    ),
+    model: Annotated[str, typer.Option(help="`miniature` or a model folder.")] = "miniature",
+    rows: Annotated[list[str] | None, typer.Option(help="Groups of rows; all by default.")] = None,
+    speakers: Annotated[int | None, typer.Option(min=2, help="Speakers of each split; the protocol's 40.")] = None,
+) -> None:
+    """Measure a miniature by the protocol of docs/miniature.md; a second call goes on where the first stopped."""
+    from idlora.evaluation import protocol
+    from idlora.evaluation.clips import Plan
+    from idlora.evaluation.voice_rows import Subject
+    from idlora.pipeline import IDLoraPipeline
+
+    logging.getLogger("idlora").setLevel(logging.INFO)
+    pipe = IDLoraPipeline.from_pretrained(model)
+    plan = Plan() if speakers is None else Plan(speakers=speakers)
+    results = protocol.run(Subject.of(pipe, {"name": model, **pipe.digests}), out, rows or tuple(protocol.GROUPS), plan)
+    for row in results:
+        print(row)

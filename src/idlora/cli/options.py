@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `idlora generate` as one table: name, meaning, and the setting that each one stands for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+INPUTS, CLIP, GUIDANCE, SWITCHES, MODEL = "Inputs", "Clip", "Guidance", "Switches", "Model"
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One option.
+
+    Attributes:
+        flag: as typed; with `/--other` a switch.
+        kind: type of its value.
+        help: one sentence.
+        panel: heading in the help.
+        setting: dotted path in the JSON of `Settings`; empty if the command itself uses it.
+        default: what the command gets if it is not given; `...` = it must be.
+    """
+
+    flag: str
+    kind: Any
+    help: str
+    panel: str
+    setting: str = ""
+    default: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name of the keyword: the first flag, its dashes as underscores."""
+        return self.flag.split("/")[0].removeprefix("--").replace("-", "_")
+
+
+TABLE = (
+    Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS, default=...),
+    Row("--image", Path, "First frame: any common picture.", INPUTS),
+    Row("--voice", Path, "Whose voice: any sound or video file, 0.5 s or longer.", INPUTS),
+    Row("--negative-prompt", str, "What text guidance leads away from.", INPUTS, "negative_prompt"),
+    Row("--settings", Path, "JSON file of settings, or a result's sidecar; options given here win.", INPUTS),
+    Row("--out", Path, "MP4 file to write; a sidecar JSON comes beside it.", INPUTS, default=Path("out.mp4")),
+    Row("--frames", int, "Number of frames, 8k + 1.", CLIP, "num_frames"),
+    Row("--height", int, "Pixels, a multiple of 32, at least 64.", CLIP, "height"),
+    Row("--width", int, "Pixels, a multiple of 32, at least 64.", CLIP, "width"),
+    Row("--fps", float, "Frames a second.", CLIP, "frame_rate"),
+    Row("--steps", int, "Denoising steps.", CLIP, "num_inference_steps"),
+    Row("--seed", int, "The same seed gives the same clip.", CLIP, "seed"),
+    Row("--sampler", str, "euler, or res2s: two calls a step and fresh noise.", CLIP, "sampler"),
+    Row("--shift", str, "Schedule: fixed (4,096 tokens) or by-size.", CLIP, "shift"),
+    Row("--text-video-scale", float, "Text guidance of the picture; 1 is off.", GUIDANCE, "guidance.text.video"),
+    Row("--text-audio-scale", float, "Text guidance of the sound; 1 is off.", GUIDANCE, "guidance.text.audio"),
+    Row("--text-star/--no-text-star", bool, "CFG-Zero*: project the negative first.", SWITCHES, "guidance.text.star"),
+    Row("--text-interval", Interval, "Sigmas, low and high, between which it acts.", GUIDANCE, "guidance.text"),
+    Row("--identity-scale", float, "Pull towards the voice; 0 is off.", GUIDANCE, "guidance.identity.scale"),
+    Row(
+        "--identity-adapter-off/--identity-adapter-on",
+        bool,
+        "The pass without the reference is made without the adapter.",
+        SWITCHES,
+        "guidance.identity.adapter_off",
+    ),
+    Row("--identity-interval", Interval, "Sigmas between which it acts.", GUIDANCE, "guidance.identity"),
+    Row("--stg-scale", float, "Spatio-temporal guidance; 0 is off.", GUIDANCE, "guidance.stg.scale"),
+    Row("--stg-blocks", str, "Blocks that it perturbs, such as 28,29.", GUIDANCE, "guidance.stg.blocks"),
+    Row("--stg-interval", Interval, "Sigmas between which it acts.", GUIDANCE, "guidance.stg"),
+    Row("--modality-scale", float, "Modality guidance; 1 is off.", GUIDANCE, "guidance.modality.scale"),
+    Row("--modality-interval", Interval, "Sigmas between which it acts.", GUIDANCE, "guidance.modality"),
+    Row("--rescale", float, "Pull the spread back to the unguided one, 0 to 1.", GUIDANCE, "guidance.rescale"),
+    Row(
+        "--reference-mask/--no-reference-mask",
+        bool,
+        "Hide the reference from the picture.",
+        SWITCHES,
+        "mask_reference_to_video",
+    ),
+    Row("--position-rounding", str, "none, or as the official code: bf16-inference, bf16-training.", CLIP, "rounding"),
+    Row(
+        "--official-noise/--own-noise",
+        bool,
+        "Draw the noise of reference and target in one go, as the official code does.",
+        SWITCHES,
+        "official_noise",
+    ),
+    Row("--voice-seconds", float, "Longer voices are cut to their best part.", CLIP, "max_voice_seconds"),
+    Row("--model", str, "miniature, a folder in diffusers' layout, or a hub id.", MODEL, default="miniature"),
+    Row("--adapter", Path, "Identity adapter, instead of the model's own.", MODEL),
+    Row("--adapter-strength", float, "1 = as trained.", MODEL),
+    Row("--device", str, "cpu, cuda, ...", MODEL, default="cpu"),
+    Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
+)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command of `**values` one keyword for every row of the table."""
+    command.__signature__ = inspect.Signature([_parameter(row) for row in TABLE])  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    return command
+
+
+def _parameter(row: Row) -> inspect.Parameter:
+    option = typer.Option(row.flag, help=row.help, rich_help_panel=row.panel, show_default=row.default is not None)
+    kind = row.kind | None if row.default is None else row.kind
+    default = inspect.Parameter.empty if row.default is ... else row.default
+    annotation = Annotated[kind, option]  # type: ignore[valid-type]
+    return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def settings_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the given options say, in the shape of the JSON of `Settings`."""
+    tree: dict[str, Any] = {}
+    for row in TABLE:
+        value = values.get(row.name)
+        if row.setting and value is not None:
+            for path, part in _leaves(row, value).items():
+                _plant(tree, path.split("."), part)
+    return tree
+
+
+def _leaves(row: Row, value: Any) -> dict[str, Any]:
+    if row.kind is Interval:
+        return {f"{row.setting}.lo": value[0], f"{row.setting}.hi": value[1]}
+    if row.setting == "guidance.stg.blocks":
+        return {row.setting: [_block(part) for part in value.split(",") if part.strip()]}
+    return {row.setting: value}
+
+
+def _block(text: str) -> int | str:
+    """A block's number; anything else is left for the settings to refuse."""
+    text = text.strip()
+    return int(text) if text.isdecimal() else text
+
+
+def _plant(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value

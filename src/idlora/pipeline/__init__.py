@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation: the pipeline, its settings and what it returns."""
+
+from idlora.pipeline.card import ModelCard
+from idlora.pipeline.components import Components
+from idlora.pipeline.inputs import Request
+from idlora.pipeline.output import Result
+from idlora.pipeline.pipeline import IDLoraPipeline
+from idlora.pipeline.settings import Settings, read_settings, settings_from_json, settings_to_json
+
+__all__ = [
+    "Components",
+    "IDLoraPipeline",
+    "ModelCard",
+    "Request",
+    "Result",
+    "Settings",
+    "read_settings",
+    "settings_from_json",
+    "settings_to_json",
+]

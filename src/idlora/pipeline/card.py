@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idlora.json` in a model's folder: what diffusers' own files do not say about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from idlora.errors import SettingsError, WeightsError
+from idlora.files import write_text
+from idlora.networks.generations import Generation
+from idlora.pipeline.records import from_json, read_json, to_json
+from idlora.pipeline.settings import Settings, official_settings
+
+CARD_NAME = "idlora.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """How a model wants to be used.
+
+    Attributes:
+        name: what sidecars call it.
+        max_text_tokens: prompts are padded and cut to this length.
+        adapter: file of the identity adapter in the folder; empty = none.
+        adapter_strength: 1 = as trained.
+        vocabulary: the words that the model can speak; empty = any.
+        defaults: settings of a generation that says nothing else.
+    """
+
+    name: str = ""
+    max_text_tokens: int = 1024
+    adapter: str = ""
+    adapter_strength: float = 1.0
+    vocabulary: tuple[str, ...] = ()
+    defaults: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        if self.max_text_tokens < 1:
+            raise SettingsError(f"max_text_tokens {self.max_text_tokens} must be at least 1; 1024 is usual")
+        if Path(self.adapter).name != self.adapter:
+            raise SettingsError(f"adapter {self.adapter!r} must be the name of a file in the model's folder")
+
+
+def official_card(generation: Generation, name: str = "") -> ModelCard:
+    """The card of a published model, whose folder has none."""
+    return ModelCard(name=name, defaults=official_settings(generation))
+
+
+def read_card(folder: Path, generation: Generation) -> ModelCard:
+    """The card in a model's folder over the official one of its generation; without a file, that one.
+
+    Raises:
+        WeightsError: the file is damaged or says something that cannot be.
+    """
+    base, path = official_card(generation, folder.name), folder / CARD_NAME
+    if not path.is_file():
+        return base
+    try:
+        return from_json(base, read_json(path), CARD_NAME)
+    except (SettingsError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be used: {error}") from error
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write the card into a model's folder."""
+    write_text(folder / CARD_NAME, json.dumps(to_json(card), indent=1) + "\n")

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generation in five verbs: prepare, noise, schedule, denoise, decode. Each works on a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idlora.core.noise import Generators, initial_noise
+from idlora.core.positions import Rounding, audio_positions, reference_positions, round_positions, video_positions
+from idlora.core.reference import attach_reference, detach_reference
+from idlora.core.samplers import Callback, sample_euler, sample_res2s
+from idlora.core.schedules import DEFAULT_TOKENS, ltx2_sigmas
+from idlora.core.state import AVState, LatentState
+from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_rate
+from idlora.networks.denoiser import GuidedDenoiser
+from idlora.networks.joint import JointModel, TextContext
+from idlora.pipeline.inputs import Inputs
+from idlora.pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Codecs:
+    """What turns pictures and sound into tokens and back."""
+
+    video: VideoCodec
+    audio: AudioCodec
+    vocoder: Any
+
+    def grid(self, settings: Settings) -> VideoGrid:
+        """The latent size of a clip."""
+        return VideoGrid.of(settings.num_frames, settings.height, settings.width, self.video.vae)
+
+    @property
+    def video_channels(self) -> int:
+        """Channels of a video token."""
+        return int(self.video.vae.config.latent_channels)
+
+    @property
+    def audio_channels(self) -> int:
+        """Channels of an audio token: latent channels x mel bins of the latent."""
+        return len(self.audio.statistics()[0])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Encoded prompts of a batch; `negative` may be None if text guidance is neutral."""
+
+    positive: TextContext
+    negative: TextContext | None
+
+
+def prepare(batch: Sequence[Inputs], codecs: Codecs, device: torch.device) -> AVState:
+    """Both streams of a batch with everything that is given (first frames, references) in its place; no noise yet.
+
+    The members share their settings but for seeds and negative prompts. A shorter reference is padded in front.
+    """
+    settings = batch[0].settings
+    grid = codecs.grid(settings)
+    empty = torch.zeros(1, grid.num_tokens, codecs.video_channels, device=device)
+    positions = video_positions((grid.frames, grid.height, grid.width), settings.frame_rate, device)
+    video = _join([video_stream(empty, positions, first_frame(inputs, codecs, device)) for inputs in batch])
+    num_tokens = codecs.audio.num_tokens(settings.seconds)
+    audio = _join([audio_stream(torch.zeros(1, num_tokens, codecs.audio_channels, device=device))] * len(batch))
+    references = [reference_tokens(inputs, codecs, device) for inputs in batch]
+    state = AVState(video, with_references(audio, references, settings.rounding))
+    return round_positions(state, settings.rounding)
+
+
+def first_frame(inputs: Inputs, codecs: Codecs, device: torch.device) -> Tensor:
+    """Tokens (1, H * W, C) of the picture; no rows without one."""
+    if inputs.picture is None:
+        return torch.zeros(1, 0, codecs.video_channels, device=device)
+    return codecs.video.encode(torch.from_numpy(inputs.picture.copy())[None, None].to(device)).float()
+
+
+def video_stream(empty: Tensor, positions: Tensor, given: Tensor) -> LatentState:
+    """A stream (1, T, C) to be denoised but for its first tokens, which are `given`."""
+    length = given.shape[1]
+    clean = torch.cat([given, empty[:, length:]], dim=1)
+    mask = torch.ones_like(clean[..., :1])
+    mask[:, :length] = 0
+    return LatentState(clean, positions, mask, clean)
+
+
+def audio_stream(empty: Tensor) -> LatentState:
+    """A stream (1, T, C) to be denoised."""
+    return LatentState(empty, audio_positions(empty.shape[1], empty.device), torch.ones_like(empty[..., :1]), empty)
+
+
+def _join(streams: list[LatentState]) -> LatentState:
+    """Streams of one sample each as one batch."""
+    return LatentState(
+        tokens=torch.cat([stream.tokens for stream in streams]),
+        positions=torch.cat([stream.positions for stream in streams]),
+        denoise_mask=torch.cat([stream.denoise_mask for stream in streams]),
+        clean=torch.cat([stream.clean for stream in streams]),
+    )
+
+
+def reference_tokens(inputs: Inputs, codecs: Codecs, device: torch.device) -> Tensor:
+    """Tokens (T, C) of the voice; no rows without one."""
+    if inputs.voice is None:
+        return torch.zeros(0, codecs.audio_channels, device=device)
+    return codecs.audio.encode(torch.from_numpy(inputs.voice.copy())[None].to(device))[0].float()
+
+
+def with_references(target: LatentState, references: Sequence[Tensor], rounding: Rounding = "none") -> LatentState:
+    """The audio stream with one reference (T_b, C) in front of each sample; the shorter ones are padded in front."""
+    lengths = [len(reference) for reference in references]
+    longest = max(lengths)
+    if longest == 0:
+        return target
+    tokens = torch.stack([_padded(reference, longest, 0) for reference in references])
+    bounds = [reference_positions(length, rounding, device=tokens.device)[0] for length in lengths]
+    positions = torch.stack([_padded(bound, longest, 1) for bound in bounds])
+    valid = None
+    if min(lengths) < longest:
+        rows = torch.arange(longest, device=tokens.device)
+        valid = rows >= longest - torch.tensor(lengths, device=tokens.device)[:, None]
+    return attach_reference(target, tokens, positions, valid)
+
+
+def _padded(rows: Tensor, length: int, axis: int) -> Tensor:
+    """Zeros in front along an axis, up to a length."""
+    shape = list(rows.shape)
+    shape[axis] = length - shape[axis]
+    return torch.cat([rows.new_zeros(shape), rows], dim=axis)
+
+
+def noise(state: AVState, generators: Generators, *, official: bool = False) -> AVState:
+    """The start of sampling; what is given stays clean (see `core.noise.initial_noise`)."""
+    video, audio = initial_noise(state, generators, official=official)
+    return AVState(state.video.noised(video), state.audio.noised(audio))
+
+
+def schedule(settings: Settings, grid: VideoGrid) -> Tensor:
+    """Sigmas (N + 1,) from 1 to 0."""
+    num_tokens = grid.num_tokens if settings.shift == "by-size" else DEFAULT_TOKENS
+    return ltx2_sigmas(settings.num_inference_steps, num_tokens)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the sampler of the settings needs beside model and state."""
+
+    sigmas: Tensor
+    generators: Generators
+    callback: Callback | None = None
+
+
+def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
+    """From noise to clean tokens.
+
+    Raises:
+        Cancelled: the callback returned False.
+        SettingsError: the guidance asks for something that the network does not have.
+    """
+    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance)
+    if settings.sampler == "euler":
+        return sample_euler(guided, state, sampling.sigmas, callback=sampling.callback)
+    return sample_res2s(guided, state, sampling.sigmas, generators=sampling.generators, callback=sampling.callback)
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """A decoded batch."""
+
+    video: NDArray[np.uint8]  # (B, F, H, W, 3)
+    audio: NDArray[np.float32]  # (B, channels, samples)
+    sample_rate: int
+
+
+def decode(state: AVState, codecs: Codecs, settings: Settings) -> Media:
+    """Pictures and sound, the sound exactly as long as the pictures."""
+    video = codecs.video.decode(state.video.tokens, codecs.grid(settings))
+    mel = codecs.audio.decode(detach_reference(state.audio).tokens)
+    # One by one, since a vocoder may draw its start for the whole batch (Griffin-Lim does).
+    waveform = torch.cat([codecs.vocoder(each).float() for each in mel.to(codecs.vocoder.dtype).split(1)])
+    rate = vocoder_rate(codecs.vocoder)
+    waveform = fit_length(waveform, round(settings.seconds * rate))
+    return Media(video.cpu().numpy(), waveform.cpu().numpy(), rate)
+
+
+def fit_length(waveform: Tensor, num_samples: int) -> Tensor:
+    """Cut (..., N) at the end, or pad it there with silence."""
+    missing = num_samples - waveform.shape[-1]
+    return torch.nn.functional.pad(waveform, (0, missing))  # a negative pad cuts

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller hands in, and the same ready for the networks: picture fitted, voice resampled, words checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from idlora.core.positions import SAMPLING_RATE
+from idlora.data.media import PreparedVoice, Voice, fit_image, prepare_voice, read_image, read_voice
+from idlora.data.prompt import Prompt, parse_prompt
+from idlora.errors import InputError
+from idlora.files import sha256_of
+from idlora.pipeline.settings import MIN_VOICE_SECONDS, Settings
+
+Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+Recording = str | os.PathLike[str] | Voice
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One clip asked for.
+
+    Attributes:
+        prompt: tagged or free English; speech in `[SPEECH]` or in double quotes.
+        settings: how to make it.
+        image: first frame, a file, a picture or (H, W, 3) uint8; None = none.
+        voice: whose voice, a sound or video file or samples; None = nobody's.
+    """
+
+    prompt: str
+    settings: Settings
+    image: Picture | None = None
+    voice: Recording | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A request ready for the networks.
+
+    Attributes:
+        prompt: in its three parts.
+        settings: as requested.
+        picture: (height, width, 3) uint8, or None.
+        voice: (2, samples) float32 at 16 kHz, or None.
+        notes: what the caller should know.
+        origins: of picture and voice, the file's name and SHA-256.
+    """
+
+    prompt: Prompt
+    settings: Settings
+    picture: NDArray[np.uint8] | None
+    voice: NDArray[np.float32] | None
+    notes: tuple[str, ...]
+    origins: Mapping[str, Mapping[str, str]]
+
+
+def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
+    """Read and check everything a request names; `vocabulary` is what the model can speak (empty = any word).
+
+    Raises:
+        InputError: the prompt is empty.
+        MediaError: picture or voice cannot be used; the voice is silent or shorter than half a second.
+    """
+    prompt, settings = parse_prompt(request.prompt), request.settings
+    voice = None if request.voice is None else _prepared(request.voice, settings.max_voice_seconds)
+    picture = None if request.image is None else _pixels(request.image, settings)
+    origins = {"image": _origin(request.image), "voice": _origin(request.voice)}
+    return Inputs(
+        prompt=prompt,
+        settings=settings,
+        picture=picture,
+        voice=None if voice is None else in_stereo(voice.voice.samples),
+        notes=(*vocabulary_notes(prompt, vocabulary), *_voice_notes(voice)),
+        origins={kind: origin for kind, origin in origins.items() if origin},
+    )
+
+
+def _pixels(image: Picture, settings: Settings) -> NDArray[np.uint8]:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise InputError(f"the picture is {image.dtype} {image.shape}; uint8 (height, width, 3) is needed")
+        image = Image.fromarray(image)
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+    return np.asarray(fit_image(picture, settings.height, settings.width))
+
+
+def _prepared(voice: Recording, max_seconds: float) -> PreparedVoice:
+    recording = voice if isinstance(voice, Voice) else read_voice(voice)
+    return prepare_voice(recording, SAMPLING_RATE, max_seconds, MIN_VOICE_SECONDS)
+
+
+def in_stereo(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Both channels of (1 or 2, N) samples; a single one is doubled."""
+    return np.repeat(samples, 2, axis=0) if samples.shape[0] == 1 else samples
+
+
+def _voice_notes(voice: PreparedVoice | None) -> tuple[str, ...]:
+    if voice is None or not voice.shortened:
+        return ()
+    end = voice.start + voice.voice.seconds
+    return (f"the voice is {voice.total:.1f} s long: its best part, {voice.start:.1f} to {end:.1f} s, is used",)
+
+
+def vocabulary_notes(prompt: Prompt, vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """A sentence that names the spoken words outside the vocabulary and lists it; nothing if there are none."""
+    spoken = re.findall(r"[\w']+", prompt.speech.lower())
+    unknown = [word for word in dict.fromkeys(spoken) if word not in vocabulary]
+    if not vocabulary or not unknown:
+        return ()
+    known = ", ".join(vocabulary)
+    return (f"this model never learned to say {', '.join(unknown)}, and will mumble there; it knows: {known}",)
+
+
+def _origin(source: Picture | Recording | None) -> dict[str, str]:
+    if source is None:
+        return {}
+    if isinstance(source, str | os.PathLike):
+        return {"name": Path(source).name, "sha256": sha256_of(source)}
+    data = source.samples if isinstance(source, Voice) else np.asarray(source)
+    return {"sha256": hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()}

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`IDLoraPipeline`: a picture, a voice and a prompt in, a clip out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import torch
+
+from idlora.core.noise import generators_for
+from idlora.core.samplers import Callback
+from idlora.errors import SettingsError
+from idlora.files import sha256_of
+from idlora.networks.adapter import Adapter, AdapterWeights, inject_adapter, read_adapter
+from idlora.networks.codecs import AudioCodec, VideoCodec
+from idlora.networks.generations import generation_of
+from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.text import PromptEncoder
+from idlora.pipeline.card import ModelCard, official_card, read_card, write_card
+from idlora.pipeline.components import (
+    PACKAGED,
+    Components,
+    load_components,
+    model_folder,
+    replacing_folder,
+    save_components,
+    weights_digests,
+)
+from idlora.pipeline.generation import Codecs, Sampling, Texts, decode, denoise, noise, prepare, schedule
+from idlora.pipeline.inputs import Inputs, Picture, Recording, Request, read_inputs
+from idlora.pipeline.output import Result
+from idlora.pipeline.settings import Options, Settings, with_options
+
+_ADAPTER_NAME = "adapter.safetensors"
+
+
+class IDLoraPipeline:
+    """The networks of one model with its identity adapter.
+
+    Args:
+        components: networks and tokenizer.
+        card: how the model wants to be used; by default as the official scripts use its generation.
+        adapter: the identity adapter; None = the base alone.
+        device: where the networks run. Noise is always drawn on the CPU, so a seed means the same everywhere.
+        origins: SHA-256 of the weights' files, for sidecars.
+
+    Raises:
+        WeightsError: the adapter is one of another network.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        card: ModelCard | None = None,
+        adapter: AdapterWeights | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        origins: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.device = torch.device(device)
+        self.components = components.for_inference(self.device)
+        self.card = card or official_card(generation_of(components.transformer.config))
+        self.codecs = Codecs(VideoCodec(components.vae), AudioCodec(components.audio_vae), components.vocoder)
+        self.encoder = PromptEncoder(
+            components.tokenizer, components.text_encoder, components.connectors, self.card.max_text_tokens
+        )
+        self.adapter: Adapter | None = None
+        if adapter is not None:
+            self._inject(adapter)
+        self._origins = origins
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = PACKAGED,
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        adapter_strength: float | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a model: `miniature`, a folder in diffusers' layout, or a repository of the hub.
+
+        Args:
+            name: which model.
+            adapter: file of an identity adapter in the published layout, instead of the folder's own.
+            adapter_strength: 1 = as trained; instead of the card's.
+            device: where the networks run.
+            dtype: of their weights.
+
+        Raises:
+            WeightsError: the model or the adapter is missing, damaged or of another generation.
+        """
+        with model_folder(name) as folder:
+            components = load_components(folder, dtype)
+            card = read_card(folder, generation_of(components.transformer.config))
+            if adapter_strength is not None:
+                card = replace(card, adapter_strength=adapter_strength)
+            file = Path(adapter) if adapter is not None else folder / card.adapter if card.adapter else None
+            weights = None if file is None else read_adapter(file)
+            origins = _digests_of(folder, file)
+        return cls(components, card, weights, device=device, origins=origins)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write the model in diffusers' layout, all weights as safetensors; an older model there is replaced.
+
+        Args:
+            folder: a new, empty or model folder.
+            dtype: of the weights in the files; None = as they are in memory.
+
+        Raises:
+            OutputError: the folder holds something else or cannot be written; then nothing has changed.
+        """
+        with replacing_folder(Path(folder)) as fresh:
+            if self.adapter:
+                self.adapter.save(fresh / _ADAPTER_NAME, dtype or torch.float32)
+            with self._bare():
+                save_components(fresh, self.components, dtype)
+            write_card(fresh, replace(self.card, adapter=_ADAPTER_NAME if self.adapter else ""))
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        image: Picture | None = None,
+        voice: Recording | None = None,
+        settings: Settings | None = None,
+        callback: Callback | None = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Make one clip.
+
+        Args:
+            prompt: tagged (`[VISUAL] ... [SPEECH] ... [SOUNDS] ...`) or free English with the speech in quotes.
+            image: the first frame; None = the model's own idea.
+            voice: seconds of somebody's speech; None = any voice.
+            settings: instead of the model's defaults.
+            callback: called before each step; returning False cancels.
+            options: fields of `Settings` that differ from these.
+
+        Raises:
+            InputError: prompt, picture, voice or size cannot be used.
+            SettingsError: a setting is out of its range.
+            Cancelled: the callback returned False.
+        """
+        chosen = with_options(settings or self.card.defaults, options)
+        return self.generate_batch([Request(prompt, chosen, image, voice)], callback)[0]
+
+    @torch.no_grad()
+    def generate_batch(self, requests: Sequence[Request], callback: Callback | None = None) -> list[Result]:
+        """Make several clips at once; each is what it would be alone, within rounding.
+
+        Raises:
+            SettingsError: the requests' settings differ in more than seed and negative prompt.
+        """
+        settings = _common(requests)
+        timings: dict[str, float] = {}
+        with _timed(timings, "prepare"):
+            batch = [read_inputs(request, self.card.vocabulary) for request in requests]
+            texts = self._encode(batch, settings)
+            state = prepare(batch, self.codecs, self.device)
+        generators = generators_for([request.settings.seed for request in requests])
+        state = noise(state, generators, official=settings.official_noise)
+        sampling = Sampling(schedule(settings, self.codecs.grid(settings)), generators, callback)
+        with _timed(timings, "denoise"):
+            state = denoise(self._model(settings), state, texts, settings, sampling)
+        with _timed(timings, "decode"):
+            media = decode(state, self.codecs, settings)
+        return [
+            Result(
+                video=video,
+                audio=audio,
+                sample_rate=media.sample_rate,
+                settings=inputs.settings,
+                notes=self._notes(inputs),
+                timings=timings,
+                provenance=self._provenance(inputs),
+            )
+            for video, audio, inputs in zip(media.video, media.audio, batch, strict=True)
+        ]
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files that the weights came from; empty for a pipeline made of components."""
+        return dict(self._origins())
+
+    def _encode(self, batch: Sequence[Inputs], settings: Settings) -> Texts:
+        positive = self.encoder([inputs.prompt.text() for inputs in batch])
+        if not any(settings.guidance.text.weights()):
+            return Texts(positive, None)
+        return Texts(positive, self.encoder([inputs.settings.negative_prompt for inputs in batch]))
+
+    def _model(self, settings: Settings) -> JointModel:
+        switch = self.adapter.disabled if self.adapter else nullcontext
+        options = JointOptions(mask_reference_to_video=settings.mask_reference_to_video)
+        return JointModel(self.components.transformer, options, without_adapter=switch)
+
+    def _inject(self, weights: AdapterWeights) -> None:
+        self.adapter = inject_adapter(self.components.transformer, weights, self.card.adapter_strength)
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The transformer without the adapter's branches inside this context."""
+        if self.adapter is None:
+            yield
+            return
+        weights = self.adapter.weights()
+        self.adapter.remove()
+        try:
+            yield
+        finally:
+            self._inject(weights)
+
+    def _notes(self, inputs: Inputs) -> tuple[str, ...]:
+        length, limit = self.encoder.num_tokens(inputs.prompt.text()), self.card.max_text_tokens
+        if length <= limit:
+            return inputs.notes
+        return (*inputs.notes, f"the prompt is {length} tokens long: this model reads the first {limit}")
+
+    def _provenance(self, inputs: Inputs) -> dict[str, Any]:
+        generation = generation_of(self.components.transformer.config).name
+        model = {"name": self.card.name, "generation": generation, "weights": self.digests}
+        return {"prompt": inputs.prompt.text(), "inputs": dict(inputs.origins), "model": model}
+
+
+def _digests_of(folder: Path, adapter: Path | None) -> Callable[[], Mapping[str, str]]:
+    """Reading gigabytes takes its time, so it is put off until a sidecar wants the digests."""
+
+    def digests() -> dict[str, str]:
+        found = weights_digests(folder)
+        return found if adapter is None or adapter.parent == folder else found | {adapter.name: sha256_of(adapter)}
+
+    return digests
+
+
+def _common(requests: Sequence[Request]) -> Settings:
+    """The settings that all requests share."""
+    if not requests:
+        raise SettingsError("an empty batch of requests; give at least one")
+    plain = {repr(replace(request.settings, seed=0, negative_prompt="")) for request in requests}
+    if len(plain) > 1:
+        raise SettingsError("the requests of a batch may differ in seed and negative prompt alone; split the batch")
+    return requests[0].settings
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - start

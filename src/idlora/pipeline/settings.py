@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that decides a generation besides prompt, picture, voice and weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+from idlora.core.guidance import Guidance, STGuidance, Term
+from idlora.core.positions import FRAMES_PER_TOKEN, PIXELS_PER_TOKEN, Rounding
+from idlora.errors import InputError, SettingsError
+from idlora.networks.generations import Generation
+from idlora.pipeline.records import from_json, read_json, to_json
+
+Sampler = Literal["euler", "res2s"]
+Shift = Literal["fixed", "by-size"]
+
+MAX_FRAME_RATE = 240
+MIN_SIDE = 2 * PIXELS_PER_TOKEN  # the video decoder mirrors its input at the edges, for which one row is too few
+MIN_VOICE_SECONDS = 0.5
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings` as optional keyword arguments."""
+
+    negative_prompt: str
+    num_frames: int
+    height: int
+    width: int
+    frame_rate: float
+    num_inference_steps: int
+    seed: int
+    sampler: Sampler
+    shift: Shift
+    guidance: Guidance
+    mask_reference_to_video: bool
+    rounding: Rounding
+    official_noise: bool
+    max_voice_seconds: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One generation; the defaults are those of the official one-stage script.
+
+    Attributes:
+        negative_prompt: what text guidance leads away from.
+        num_frames: 8k + 1.
+        height: pixels, a multiple of 32, at least 64.
+        width: pixels, a multiple of 32, at least 64.
+        frame_rate: frames a second, in (0, 240].
+        num_inference_steps: at least 1.
+        seed: in [0, 2^63).
+        sampler: `euler` (order 1, one call a step) or `res2s` (order 2, two calls, fresh noise).
+        shift: `fixed` takes the schedule of 4,096 video tokens at every size, `by-size` the tokens there are.
+        guidance: all terms.
+        mask_reference_to_video: no video token attends to the reference.
+        rounding: reproduces a rounding of positions in the official code.
+        official_noise: draws reference and target in one go, as the official code does.
+        max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
+
+    Raises:
+        InputError: a size, a number of frames, a rate or a seed that cannot be used.
+        SettingsError: anything else out of its range.
+    """
+
+    negative_prompt: str = ""
+    num_frames: int = 121
+    height: int = 512
+    width: int = 512
+    frame_rate: float = 25.0
+    num_inference_steps: int = 30
+    seed: int = 0
+    sampler: Sampler = "euler"
+    shift: Shift = "fixed"
+    guidance: Guidance = Guidance()
+    mask_reference_to_video: bool = False
+    rounding: Rounding = "none"
+    official_noise: bool = False
+    max_voice_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        for problem in _input_problems(self):
+            raise InputError(problem)
+        for problem in _setting_problems(self):
+            raise SettingsError(problem)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the clip."""
+        return self.num_frames / self.frame_rate
+
+
+def _input_problems(settings: Settings) -> Iterator[str]:
+    for side in ("height", "width"):
+        value = getattr(settings, side)
+        if value < MIN_SIDE or value % PIXELS_PER_TOKEN:
+            close = _snapped(value, PIXELS_PER_TOKEN, least=MIN_SIDE // PIXELS_PER_TOKEN)
+            yield f"{side} {value} is no multiple of {PIXELS_PER_TOKEN} from {MIN_SIDE} on; use {close}"
+    frames = settings.num_frames
+    if frames < 1 or (frames - 1) % FRAMES_PER_TOKEN:
+        close = _snapped(frames - 1, FRAMES_PER_TOKEN, least=0) + 1
+        yield f"{frames} frames: their number must be {FRAMES_PER_TOKEN}k + 1; use {close}"
+    if not 0 < settings.frame_rate <= MAX_FRAME_RATE:
+        yield f"frame rate {settings.frame_rate} is outside (0, {MAX_FRAME_RATE}]; 25 is usual"
+    if not 0 <= settings.seed < 2**63:
+        yield f"seed {settings.seed} is outside 0 to 2^63 - 1; use one of these"
+
+
+def _snapped(value: int, grid: int, least: int) -> int:
+    return max(least, round(value / grid)) * grid
+
+
+def _setting_problems(settings: Settings) -> Iterator[str]:
+    if settings.num_inference_steps < 1:
+        yield f"the number of steps is {settings.num_inference_steps}; it must be at least 1, and 30 is usual"
+    if not MIN_VOICE_SECONDS <= settings.max_voice_seconds < math.inf:
+        yield f"max_voice_seconds {settings.max_voice_seconds} is below {MIN_VOICE_SECONDS}; 5 is usual"
+    for name, term in _terms(settings.guidance):
+        if not all(math.isfinite(weight) for weight in term.weights()):
+            yield f"the scale of {name} guidance is not finite; use a number such as 1 or 3"
+
+
+def _terms(guidance: Guidance) -> Iterator[tuple[str, Term]]:
+    for name in ("text", "identity", "stg", "modality"):
+        yield name, getattr(guidance, name)
+
+
+def official_settings(generation: Generation) -> Settings:
+    """The defaults of the official one-stage script, with the perturbed block of this generation."""
+    return Settings(guidance=Guidance(stg=STGuidance(blocks=(generation.stg_block,))))
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """All settings as JSON's own types."""
+    return to_json(settings)
+
+
+def settings_from_json(data: object, base: Settings) -> Settings:
+    """Settings from JSON: those named, over those of `base`. A sidecar of a result counts as the settings in it.
+
+    Raises:
+        SettingsError, InputError: a name is unknown or a value cannot be used.
+    """
+    if isinstance(data, Mapping) and "ai_generated" in data and "settings" in data:
+        data = data["settings"]
+    return from_json(base, data, "settings")
+
+
+def read_settings(path: str | os.PathLike[str], base: Settings) -> Settings:
+    """Settings from a JSON file over those of `base`; raises as `settings_from_json` does."""
+    return settings_from_json(read_json(path), base)
+
+
+def with_options(settings: Settings, options: Options) -> Settings:
+    """The settings with some replaced.
+
+    Raises:
+        SettingsError, InputError: a name is unknown or a value cannot be used.
+    """
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        from_json(settings, dict.fromkeys(sorted(unknown)), "settings")
+    return replace(settings, **options)
