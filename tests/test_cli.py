@@ -29,7 +29,7 @@ PROMPT = "[SPEECH] river garden"
 OPTIONS = """
 --prompt --image --voice --negative-prompt --settings --out --frames --height --width --fps --steps --seed --sampler
 --shift --text-video-scale --text-audio-scale --text-star/--no-text-star --text-interval --identity-scale
---identity-adapter-off/--identity-adapter-on --identity-interval --stg-scale --stg-blocks --stg-interval
+--identity-base/--no-identity-base --identity-interval --stg-scale --stg-blocks --stg-interval
 --modality-scale --modality-interval --rescale --reference-mask/--no-reference-mask --position-rounding
 --official-noise/--own-noise --voice-seconds --model --adapter --adapter-strength --device --dtype
 """.split()

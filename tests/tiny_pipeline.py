@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole pipelines of random weights, so small that a clip takes a second: every class is the real one."""
 
+import hashlib
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import torch
 
 from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
+from idlora.data.media import Voice
 from idlora.networks.adapter import AdapterWeights, LowRank, new_adapter
 from idlora.networks.generations import GENERATIONS
-from idlora.pipeline import Components, IDLoraPipeline, ModelCard, Settings
+from idlora.pipeline import Components, IDLoraPipeline, ModelCard, Result, Settings
+from signals import RATE, gradient_frames, tone
 
+PROMPT = 'a man says "river garden"'
+PICTURE = gradient_frames(1, 80, 120)[0]
 WORDS = "zero one two river garden coffee a man says in quiet room visual speech sounds calm".split()
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>"}
 TEXT_DIM, TEXT_LAYERS, MAX_TOKENS, REGISTERS = 16, 2, 24, 8
@@ -167,3 +172,11 @@ def pipeline(generation: str = "2.3", *, adapted: bool = True) -> IDLoraPipeline
 def settings(**options: Any) -> Settings:
     """The tiny defaults with some settings replaced."""
     return replace(SETTINGS, **options)
+
+
+def voice(seconds: float = 1.0, frequency: float = 300.0, channels: int = 1) -> Voice:
+    return Voice(tone(seconds, frequency, channels=channels), RATE)
+
+
+def digest(result: Result) -> str:
+    return hashlib.sha256(result.video.tobytes() + result.audio.tobytes()).hexdigest()

@@ -28,8 +28,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         temporary = _reserve(target)
+        mode = temporary.stat().st_mode
         try:
             yield temporary
+            temporary.chmod(mode)  # some writers (safetensors) let nobody but the owner read
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError, which typer does not export by name
             raise
-        return _fault(error.format_message())  # type: ignore[attr-defined]
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _fault(message) if message else 0  # without one, help has been shown
     if code == INTERRUPTED:
         print("\nidlora: stopped; nothing was written", file=sys.stderr)
     return code if isinstance(code, int) else 0

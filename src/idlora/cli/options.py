@@ -62,9 +62,9 @@ TABLE = (
     Row("--text-interval", Interval, "Sigmas, low and high, between which it acts.", GUIDANCE, "guidance.text"),
     Row("--identity-scale", float, "Pull towards the voice; 0 is off.", GUIDANCE, "guidance.identity.scale"),
     Row(
-        "--identity-adapter-off/--identity-adapter-on",
+        "--identity-base/--no-identity-base",
         bool,
-        "The pass without the reference is made without the adapter.",
+        "The pass without the reference is by the base alone, its adapter off.",
         SWITCHES,
         "guidance.identity.adapter_off",
     ),

@@ -171,6 +171,8 @@ class Adapter:
             parent, _, child = name.rpartition(".")
             setattr(self._transformer.get_submodule(parent), child, layer.get_base_layer())
         self._layers = {}
+        if hasattr(self._transformer, "peft_config"):
+            del self._transformer.peft_config
 
 
 def _branch(layer: Any) -> tuple[Any, Any]:

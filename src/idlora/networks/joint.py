@@ -120,8 +120,8 @@ class JointModel:
         """
         net = self.transformer
         self._check_blocks(run.perturbed_blocks)
-        video = net.proj_in(state.video.tokens.to(net.dtype))
-        audio = net.audio_proj_in(state.audio.tokens.to(net.dtype))
+        video = net.proj_in(state.video.tokens.to(self._dtype))
+        audio = net.audio_proj_in(state.audio.tokens.to(self._dtype))
         streams = self._streams(state, per_sample(sigma, state.video.tokens), context)
         plain, perturbed = self._block_options(state, run)
         for index, block in enumerate(net.transformer_blocks):
@@ -168,12 +168,17 @@ class JointModel:
         if wrong:
             raise SettingsError(f"STG block {wrong[0]} does not exist: this model has blocks 0 to {count - 1}")
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        # The network's own property looks through all of its modules, which costs more than a pass of a small network.
+        dtype: torch.dtype = self.transformer.proj_in.weight.dtype
+        return dtype
+
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype attention runs in, whose lowest finite number masks a key."""
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        dtype: torch.dtype = self.transformer.dtype
-        return dtype
+        return self._dtype
 
     def _run_block(
         self, block: Any, xs: tuple[Tensor, Tensor], streams: tuple[StreamInputs, StreamInputs], options: BlockOptions
@@ -219,7 +224,7 @@ class JointModel:
 
     def _contexts(self, context: TextContext) -> tuple[Tensor, Tensor]:
         net = self.transformer
-        video, audio = context.video.to(net.dtype), context.audio.to(net.dtype)
+        video, audio = context.video.to(self._dtype), context.audio.to(self._dtype)
         if not net.config.use_prompt_embeddings:
             return video, audio
         return net.caption_projection(video), net.audio_caption_projection(audio)
@@ -238,7 +243,7 @@ class JointModel:
 
     def _modulation(self, stream: LatentState, sigma: Tensor, prefix: str) -> Modulation:
         """Embed the distinct timesteps of a stream; `prefix` names its modules."""
-        net, dtype = self.transformer, self.transformer.dtype
+        net, dtype = self.transformer, self._dtype
         rows, denoise = _distinct_timesteps(stream, sigma)
         scale = float(net.config.timestep_scale_multiplier)
         rows, levels = rows * scale, sigma[:, None] * scale

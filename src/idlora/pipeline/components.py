@@ -188,6 +188,8 @@ def save_components(folder: Path, components: Components, dtype: torch.dtype | N
             _cast_files(folder / name, module, dtype)
     components.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / INDEX_NAME, json.dumps(_index_of(components), indent=1) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod((folder / INDEX_NAME).stat().st_mode)  # safetensors lets nobody but the owner read
 
 
 def _index_of(components: Components) -> dict[str, Any]:

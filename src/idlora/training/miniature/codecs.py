@@ -69,24 +69,17 @@ class AudioDecoderLoss(AudioLoss):
 
 @dataclass(frozen=True)
 class Window:
-    """What the video autoencoder sees from a step on: `batch` windows of `frames` frames.
-
-    `crop` keeps the lower 64 x 64 pixels around the mouth: twice the mouths for the price.
-    """
+    """What the video autoencoder sees from a step on: `batch` windows of `frames` frames."""
 
     step: int
     frames: int
     batch: int
-    crop: bool = False
 
 
 class VideoLoss:
-    """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL.
+    """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL."""
 
-    Single pictures come first: many people a batch for the price of one clip; then windows teach the motion.
-    """
-
-    windows = (Window(0, 1, 32), Window(450, 9, 5), Window(1000, 9, 11, crop=True), Window(2250, 17, 3))
+    windows = (Window(0, 9, 8), Window(750, 17, 5))
 
     def __init__(self, vae: Any, pool: Pool, seed: int = 0) -> None:
         self.vae, self.pool, self.seed = vae, pool, seed
@@ -94,7 +87,7 @@ class VideoLoss:
 
     def __call__(self, step: int) -> Losses:
         """Losses of a step."""
-        target, weight = (part.to(self.vae.device) for part in self.draw(step))
+        target, weight = self.draw(step).to(self.vae.device), self.weight.to(self.vae.device)
         output, kl = _variational(self.vae, target)
         error = output - target
         absolute = (error.abs() * weight).mean()
@@ -102,24 +95,14 @@ class VideoLoss:
         psnr = 10 * torch.log10(4.0 / error.square().mean())
         return {"loss": absolute + 2.0 * squared + KL_WEIGHT * kl, "l1": absolute, "psnr": psnr, "kl": kl}
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step's batch (B, 3, F, H, W) in -1..1, windows of random clips at random times, and its weights."""
+    def draw(self, step: int) -> Tensor:
+        """The step's batch (B, 3, F, H, W) in -1..1: windows of random clips at random times."""
         window = [window for window in self.windows if window.step <= step][-1]
         rng = np.random.default_rng([self.seed, step])
         clips = rng.integers(len(self.pool), size=window.batch)
         starts = rng.integers(self.pool[0].shape[0] - window.frames + 1, size=window.batch)
-        part = _around_mouth(rng, self.pool[0].shape[1]) if window.crop else (slice(None), slice(None))
-        rows = [
-            self.pool[int(clip)][start : start + window.frames, *part]
-            for clip, start in zip(clips, starts, strict=True)
-        ]
-        return to_model(torch.from_numpy(np.stack(rows))), self.weight[..., *part]
-
-
-def _around_mouth(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
-    """The lower two thirds of the rows, and the left or the right two thirds of the columns: both hold the mouth."""
-    left = int(rng.integers(2)) * (size // 3)
-    return slice(size // 3, size), slice(left, left + 2 * size // 3)
+        rows = [self.pool[int(clip)][start : start + window.frames] for clip, start in zip(clips, starts, strict=True)]
+        return to_model(torch.from_numpy(np.stack(rows)))
 
 
 def to_model(frames: Tensor) -> Tensor:
