@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from idlora.data.prompt import parse_prompt
 from idlora.data.world.captions import caption, prompt_of
+from idlora.data.world.reader import mouth_box
 from idlora.data.world.speakers import clip
 from idlora.errors import TrainingError
 from idlora.networks.text import PromptEncoder
 from idlora.training.miniature import components, dataset
-from idlora.training.miniature.codecs import VideoLoss
+from idlora.training.miniature.codecs import VideoLoss, mouth_weight
 from idlora.training.miniature.dataset import Pool
 from idlora.training.miniature.latents import ids_and_mask, reference_spec
 from idlora.training.miniature.loop import Losses, Schedule, Trainer
@@ -85,7 +87,7 @@ def test_an_unknown_or_early_stage_is_refused_with_what_to_do(tmp_path: Path) ->
 def test_a_pool_makes_only_the_chunks_that_are_missing(tmp_path: Path) -> None:
     made: list[int] = []
 
-    def make(indices: Sequence[int]) -> np.ndarray:  # type: ignore[type-arg]
+    def make(indices: Sequence[int]) -> np.ndarray:
         made.extend(indices)
         return np.asarray(indices, np.float16)[:, None]
 
@@ -102,7 +104,7 @@ def test_a_pool_makes_only_the_chunks_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_processes_render_what_one_process_renders() -> None:
-    make = dataset.partial(dataset.waveform, "train")
+    make = partial(dataset.waveform, "train")
     alone, together = dataset.rendered(make, range(3)), dataset.rendered(make, range(3), workers=2)
     assert np.array_equal(alone, together)
 
@@ -112,13 +114,18 @@ def test_windows_of_the_video_autoencoder_follow_from_seed_and_step(tmp_path: Pa
     pool = Pool(tmp_path, "frames", 6, lambda i: rng.integers(0, 256, (len(i), 20, 96, 96, 3), np.uint8)).render()
     loss, again = VideoLoss(None, pool, seed=1), VideoLoss(None, pool, seed=1)
     for window in loss.windows:
-        target, weight = loss.draw(window.step)
-        side = 64 if window.crop else 96
-        assert target.shape == (window.batch, 3, window.frames, side, side)
-        assert weight.shape[-2:] == (side, side)
-        assert weight.max() > 2.5, "the mouth is in every window"
-        assert torch.equal(target, again.draw(window.step)[0])
-        assert not torch.equal(target, loss.draw(window.step + 1)[0])
+        target = loss.draw(window.step)
+        assert target.shape == (window.batch, 3, window.frames, 96, 96)
+        assert target.min() >= -1
+        assert target.max() <= 1
+        assert torch.equal(target, again.draw(window.step))
+        assert not torch.equal(target, loss.draw(window.step + 1))
+
+
+def test_the_mouth_weighs_more_than_the_rest_of_the_picture() -> None:
+    weight, (rows, columns) = mouth_weight(96)[0, 0, 0], mouth_box(96)
+    assert weight[rows, columns].min() > 1
+    assert weight[0, 0] == 1
 
 
 @pytest.fixture(scope="module")

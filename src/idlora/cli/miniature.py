@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,34 +18,24 @@ Work = Annotated[Path, typer.Option(help="Folder of pools, checkpoints and the c
 
 @app.command("train")
 def train(
-    stage: Annotated[
-        str, typer.Argument(help="audio-vae, audio-decoder, video-vae, base-audio, base or adapter, in this order.")
-    ],
+    stage: Annotated[str, typer.Argument(help="One of the stages of docs/miniature.md, which gives their order.")],
     work: Work = Path("runs/miniature"),
     start: Annotated[Path | None, typer.Option("--from", help="Model folder to start from.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's number by default.")] = None,
-    clips: Annotated[int, typer.Option(min=200, help="World clips that the base and the adapter see.")] = 4000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor; all by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws batches and noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that render the world.")] = 1,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks; needs a C++ compiler.")] = False,
 ) -> None:
     """Train one stage; a second call goes on where the first stopped."""
     from dataclasses import replace
 
-    import torch
-
     from idlora.training.miniature import stages
 
-    logging.getLogger("idlora").setLevel(logging.INFO)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    shop = stages.Workshop(work, start, clips, compiled, device, workers)
     schedule = stages.schedule_of(stage)
     schedule = replace(schedule, steps=steps or schedule.steps, seed=seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    shop = stages.Workshop(work, start, compile=compiled, device=device, workers=os.cpu_count() or 1)
+    logging.getLogger("idlora").setLevel(logging.INFO)
+    with _progress() as progress:
         task = progress.add_task(stage, total=schedule.steps)
 
         def report(step: int, values: dict[str, float]) -> None:
@@ -52,6 +43,10 @@ def train(
             progress.update(task, completed=step, description=f"{stage}: {shown}")
 
         stages.train(stage, shop, schedule, report)
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 @app.command("export")

@@ -77,9 +77,12 @@ class Window:
 
 
 class VideoLoss:
-    """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL."""
+    """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL.
 
-    windows = (Window(0, 9, 8), Window(750, 17, 5))
+    Single pictures come first: many people a batch for the price of one clip; then windows teach the motion.
+    """
+
+    windows = (Window(0, 1, 32), Window(1500, 9, 5), Window(3500, 17, 3))
 
     def __init__(self, vae: Any, pool: Pool, seed: int = 0) -> None:
         self.vae, self.pool, self.seed = vae, pool, seed

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 VIDEO_LATENT_CHANNELS = 64
 AUDIO_TOKEN_CHANNELS = 128
@@ -15,57 +14,20 @@ MEAN_LOG_MEL = -6.0  # of the world's sound; the decoder starts there
 
 
 def video_vae() -> Any:
-    """A fresh `AutoencoderKLLTX2Video`: 32 x 32 pixels and 8 frames to 64 channels, 7.6 M parameters.
-
-    Its patches are 16 x 16 pixels, so that little is computed at high resolution: twice as fast on a CPU as patches of
-    4, and close to a linear map, which is nearly enough for drawn faces.
-    """
+    """A fresh `AutoencoderKLLTX2Video`: 32 x 32 pixels and 8 frames to 64 channels, 6.2 M parameters."""
     from diffusers import AutoencoderKLLTX2Video
 
-    steps = ("spatial", "temporal", "temporal", "temporal")
     vae = AutoencoderKLLTX2Video(
         latent_channels=VIDEO_LATENT_CHANNELS,
-        patch_size=16,
-        down_block_types=("LTX2VideoDownBlock3D",) * 4,
-        downsample_type=steps,
-        block_out_channels=(128, 256, 256, 128),
-        layers_per_block=(0, 0, 0, 0, 0),
-        upsample_type=steps,
-        decoder_block_out_channels=(64, 64, 128, 128),
-        decoder_layers_per_block=(1, 1, 1, 0, 0),
-        decoder_spatio_temporal_scaling=(True,) * 4,
-        decoder_inject_noise=(False,) * 5,
-        upsample_residual=(True,) * 4,
-        upsample_factor=(1, 1, 2, 1),
+        block_out_channels=(32, 64, 64, 128),
+        layers_per_block=(0, 1, 1, 0, 1),
+        decoder_block_out_channels=(64, 64, 128),
+        decoder_layers_per_block=(0, 1, 1, 1),
+        upsample_factor=(2, 1, 2),
         spatial_compression_ratio=32,
         temporal_compression_ratio=8,
     )
     return _start_certain(vae, VIDEO_LATENT_CHANNELS)
-
-
-@torch.no_grad()
-def start_from_patches(vae: Any, frames: Tensor) -> None:
-    """Start the first and the last convolution from the principal components of patches of frames (B, 3, F, H, W).
-
-    The encoder then begins as a projection of every patch on its largest components, the decoder with the same
-    components as what it paints; the newest of a causal convolution's three frames is the present one.
-    """
-    seen: list[Tensor] = []
-    first, last = vae.encoder.conv_in, vae.decoder.conv_out.conv
-    hook = first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    vae.encode(frames)
-    hook.remove()
-    patches = seen[0].movedim(1, -1).flatten(0, -2)  # (N, channels of a patch)
-    size = first.conv.out_channels
-    _, scale, basis = torch.pca_lowrank(patches, size, niter=4)
-    deviation = (scale / len(patches) ** 0.5).clamp(min=1e-3)
-    first.conv.weight.mul_(0.1)
-    first.conv.weight[:, :, -1, 1, 1] = (basis / deviation.sqrt()).T
-    first.conv.bias.copy_(-(patches.mean(0) @ basis) / deviation.sqrt())
-    last.weight.mul_(0.1)
-    painted = last.in_channels
-    last.weight[:, :, -1, 1, 1] = basis[:, :painted] * deviation[:painted]
-    last.bias.copy_(patches.mean(0))
 
 
 def audio_vae() -> Any:

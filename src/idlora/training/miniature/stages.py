@@ -47,7 +47,7 @@ CODEC_CLIPS = {"mel": 2000, "frames": 1200}
 SCHEDULES = {
     "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
     "audio-decoder": Schedule(steps=500, learning_rate=1e-3),
-    "video-vae": Schedule(steps=2000, learning_rate=2e-3),
+    "video-vae": Schedule(steps=4000, learning_rate=1.5e-3),
     "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
     "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
     "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
@@ -150,9 +150,6 @@ def _video_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
 
     vae = shop.begin("vae", AutoencoderKLLTX2Video, fresh.video_vae)
     pool = frame_pool(shop.work / "data", "train", CODEC_CLIPS["frames"], shop.workers)
-    if not (shop.work / "video-vae").exists() and shop.start is None:
-        stills = np.stack([pool[index][index % NUM_FRAMES][None] for index in range(0, len(pool), 2)])
-        fresh.start_from_patches(vae, to_model(torch.from_numpy(stills)))
     loss = VideoLoss(vae.to(shop.device), pool, schedule.seed)
     _fit(vae, loss, schedule, shop.work / "video-vae", report)
     _normalise_video(vae, loss.pool.batch(np.arange(0, len(loss.pool), len(loss.pool) // 40)))
