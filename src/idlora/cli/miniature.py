@@ -73,6 +73,7 @@ def evaluate(
     """Measure a miniature by the protocol of docs/miniature.md; a second call goes on where the first stopped."""
     from idlora.evaluation import protocol
     from idlora.evaluation.clips import Plan
+    from idlora.evaluation.report import table
     from idlora.evaluation.voice_rows import Subject
     from idlora.pipeline import IDLoraPipeline
 
@@ -80,5 +81,4 @@ def evaluate(
     pipe = IDLoraPipeline.from_pretrained(model)
     plan = Plan() if speakers is None else Plan(speakers=speakers)
     results = protocol.run(Subject.of(pipe, {"name": model, **pipe.digests}), out, rows or tuple(protocol.GROUPS), plan)
-    for row in results:
-        print(row)
+    print(table(results))
