@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from idlora.data.media import Voice
 from idlora.data.prompt import parse_prompt
-from idlora.data.world.clip import render_picture, render_sound
+from idlora.data.world.clip import draw_reference, render_picture, render_sound
 from idlora.data.world.voice import SAMPLE_RATE, VOCABULARY
 from idlora.errors import InputError, SettingsError
 from idlora.evaluation import protocol
 from idlora.evaluation.classifier import Ridge, sound_features
-from idlora.evaluation.clips import Plan, enrolment, first_frame, reference_sound, reference_spec, target, true_sound
+from idlora.evaluation.clips import Plan, enrolment, first_frame, reference_sound, target, true_sound
 from idlora.evaluation.codec_rows import psnr
 from idlora.evaluation.judges import SpeakerJudge, WordJudge, lip_correlation, pearson, wer, word_errors
 from idlora.evaluation.report import GOALS, Row, table
@@ -148,7 +148,7 @@ def test_targets_are_quiet_and_unseen_and_enrolments_are_others() -> None:
 def test_a_reference_has_other_words_and_fills_its_seconds() -> None:
     asked, places = target("test", 0, 0), set()
     for seed in range(20):
-        spec = reference_spec(asked.voice, 3.0, asked.words, np.random.default_rng(seed))
+        spec = draw_reference(np.random.default_rng(seed), asked.voice, 3.0, asked.words)
         assert not set(spec.words) & set(asked.words)
         assert len(set(spec.words)) == 4
         places.add(spec.place)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from idlora.data.prompt import parse_prompt
 from idlora.data.world.captions import caption, prompt_of
+from idlora.data.world.clip import draw_reference
 from idlora.data.world.reader import mouth_box
 from idlora.data.world.speakers import clip
 from idlora.errors import TrainingError
@@ -21,7 +22,7 @@ from idlora.networks.text import PromptEncoder
 from idlora.training.miniature import components, dataset
 from idlora.training.miniature.codecs import VideoLoss, mouth_weight
 from idlora.training.miniature.dataset import Pool
-from idlora.training.miniature.latents import ids_and_mask, reference_spec
+from idlora.training.miniature.latents import ids_and_mask
 from idlora.training.miniature.loop import Losses, Schedule, Trainer
 from idlora.training.miniature.stages import Workshop, schedule_of, train
 
@@ -166,7 +167,7 @@ def test_captions_name_what_a_clip_holds_and_can_be_read_back() -> None:
 
 def test_a_reference_has_other_words_and_the_same_voice() -> None:
     spec = clip("test", 5)
-    reference = reference_spec(spec.voice, 7, seed=3, avoid=spec.words)
+    reference = draw_reference(np.random.default_rng(3), spec.voice, 5.0, spec.words)
     assert reference.voice == spec.voice
     assert len(reference.words) == 7
     assert not set(reference.words) & set(spec.words)

@@ -11,10 +11,10 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from idlora.data.world.clip import draw_reference, render_sound
 from idlora.data.world.look import Face, portrait
 from idlora.data.world.speakers import speaker
 from idlora.data.world.voice import SAMPLE_RATE
-from idlora.training.miniature.latents import reference_sound, reference_spec
 
 ASSETS = Path(__file__).parents[1] / "src/idlora/data/world/assets"
 SPEAKER = 3  # of the test split
@@ -28,8 +28,9 @@ def main() -> None:
     face = Face.draw(np.random.default_rng([7, FACE_SEED]))
     Image.fromarray(portrait(face, "quiet room", 384)).save(ASSETS / "demo_portrait.png", optimize=True)
     voice = speaker("test", SPEAKER)
-    seed = next(seed for seed in range(100) if reference_spec(voice, 6, seed, AVOID).place == "quiet room")
-    samples = reference_sound(voice, SECONDS, seed, AVOID)
+    drawn = (draw_reference(np.random.default_rng(seed), voice, SECONDS, AVOID) for seed in range(100))
+    spec = next(spec for spec in drawn if spec.place == "quiet room")
+    samples = render_sound(spec, round(SECONDS * SAMPLE_RATE)).samples
     soundfile.write(ASSETS / "demo_voice.flac", samples, SAMPLE_RATE, subtype="PCM_16")
     print(face.describe(), voice)
 

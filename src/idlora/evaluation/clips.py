@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idlora.data.world.clip import (
-    BEAT,
-    FIRST_ONSET,
     ClipSpec,
-    draw_clip,
+    draw_reference,
     render_picture,
     render_sound,
 )
-from idlora.data.world.look import PLACES
 from idlora.data.world.speakers import NUM_SPEAKERS, Split, clip, speaker
-from idlora.data.world.voice import SAMPLE_RATE, VOCABULARY, Voice
+from idlora.data.world.voice import SAMPLE_RATE
 from idlora.errors import SettingsError
 
 MAX_PROMPTS = 50
@@ -80,20 +77,10 @@ def enrolment(split: Split, index: int, take: int) -> ClipSpec:
     return target(split, index, _ENROLMENT_START + take)
 
 
-def reference_spec(voice: Voice, seconds: float, avoid_words: tuple[str, ...], rng: np.random.Generator) -> ClipSpec:
-    """A calm clip of `voice` that fills `seconds` with words, none of `avoid_words`, in a place drawn at random."""
-    room = seconds - FIRST_ONSET - 0.1
-    words = [word for word in VOCABULARY if word not in avoid_words]
-    spec = draw_clip(rng, voice, held_out=True)
-    said = rng.choice(words, max(1, int(room / BEAT)), replace=False)
-    chosen = tuple(str(word) for word in said)
-    return replace(quiet(spec), words=chosen, place=str(rng.choice(PLACES)))
-
-
 def reference_sound(split: Split, index: int, asked: ClipSpec, seconds: float) -> NDArray[np.float32]:
     """The reference (N,) at 16 kHz of speaker `index` for a clip asked for: the seed is that of the clip."""
     rng = np.random.default_rng([asked.seed, 11])
-    spec = reference_spec(speaker(split, index), seconds, asked.words, rng)
+    spec = draw_reference(rng, speaker(split, index), seconds, asked.words)
     return render_sound(spec, round(seconds * SAMPLE_RATE)).samples.astype(np.float32)
 
 

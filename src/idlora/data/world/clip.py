@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -88,6 +88,15 @@ def draw_clip(rng: np.random.Generator, voice: Voice, held_out: bool = False) ->
         strike=float(rng.uniform(0.2, 2.0)),
         seed=int(rng.integers(2**31)),
     )
+
+
+def draw_reference(rng: np.random.Generator, voice: Voice, seconds: float, avoid: tuple[str, ...] = ()) -> ClipSpec:
+    """Draw what a user hands in as a voice: calm words, none of `avoid`, that fill `seconds`, in a random place."""
+    spec = draw_clip(rng, voice, held_out=True)
+    words = [word for word in VOCABULARY if word not in avoid]
+    said = rng.choice(words, max(1, int((seconds - FIRST_ONSET - 0.1) / BEAT)), replace=False)
+    chosen = tuple(str(word) for word in said)
+    return replace(spec, words=chosen, style="calm", object="none", place=str(rng.choice(PLACES)))
 
 
 def render_sound(spec: ClipSpec, num_samples: int = NUM_FRAMES * SAMPLE_RATE // FRAME_RATE) -> Sound:

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idlora.data.world.captions import caption
-from idlora.data.world.clip import ClipSpec, draw_words, render_sound
-from idlora.data.world.face import Face
-from idlora.data.world.look import PLACES
+from idlora.data.world.clip import draw_reference, render_sound
 from idlora.data.world.speakers import NUM_SPEAKERS, Split, clip, speaker
-from idlora.data.world.voice import SAMPLE_RATE, Voice
+from idlora.data.world.voice import SAMPLE_RATE
 from idlora.errors import TrainingError
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.text import PromptEncoder
@@ -97,23 +95,8 @@ def _joined(parts: Iterable[Tensor]) -> Rows:
 def _take(split: Split, index: int) -> NDArray[np.float32]:
     """Samples of one recording of a speaker."""
     voice = speaker(split, index // REFERENCES_A_SPEAKER)
-    return reference_sound(voice, REFERENCE_SECONDS, seed=900_001 + index)
-
-
-def reference_spec(voice: Voice, num_words: int, seed: int, avoid: tuple[str, ...] = ()) -> ClipSpec:
-    """A recording of `voice` with other words, calm, in a random place: what a user would hand in as the voice."""
-    rng = np.random.default_rng([seed, 5])
-    words: tuple[str, ...] = ()
-    while len(words) < num_words:
-        words += draw_words(rng, avoid=avoid)
-    place = str(rng.choice(PLACES))
-    return ClipSpec(Face.draw(rng), voice, words[:num_words], "calm", place, "none", 0.0, int(rng.integers(2**31)))
-
-
-def reference_sound(voice: Voice, seconds: float, seed: int, avoid: tuple[str, ...] = ()) -> NDArray[np.float32]:
-    """Samples (N,) at 16 kHz of a reference of the given length; a word takes 0.68 s."""
-    spec = reference_spec(voice, max(1, int((seconds - 0.1) / 0.68)), seed, avoid)
-    return render_sound(spec, round(seconds * SAMPLE_RATE)).samples.astype(np.float32)
+    spec = draw_reference(np.random.default_rng([900_001, index]), voice, REFERENCE_SECONDS)
+    return render_sound(spec, round(REFERENCE_SECONDS * SAMPLE_RATE)).samples.astype(np.float32)
 
 
 def ids_and_mask(rows: Tensor) -> tuple[Tensor, Tensor]:
