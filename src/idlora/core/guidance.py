@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -40,7 +41,7 @@ class X0:
 
 
 @dataclass(frozen=True)
-class Term:
+class Term(ABC):
     """A guidance term: it adds weight * (x0 positive - x0 of another pass) while lo <= sigma <= hi.
 
     Raises:
@@ -54,13 +55,13 @@ class Term:
         if not 0 <= self.lo <= self.hi <= 1:
             raise SettingsError(f"guidance interval [{self.lo}, {self.hi}]: it must lie in [0, 1], low end first")
 
+    @abstractmethod
     def weights(self) -> tuple[float, float]:
         """Factors of the difference for video and audio; 0 is neutral."""
-        raise NotImplementedError
 
+    @abstractmethod
     def other_pass(self) -> Pass:
         """The pass that this term compares the positive one with."""
-        raise NotImplementedError
 
     def active(self, sigma: float) -> bool:
         """Whether this term changes anything at this noise level."""
