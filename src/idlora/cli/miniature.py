@@ -25,6 +25,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Draws batches and noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks; needs a C++ compiler.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision, for processors that have it.")] = False,
 ) -> None:
     """Train one stage; a second call goes on where the first stopped."""
     from dataclasses import replace
@@ -33,7 +34,7 @@ def train(
 
     schedule = stages.schedule_of(stage)
     schedule = replace(schedule, steps=steps or schedule.steps, seed=seed)
-    shop = stages.Workshop(work, start, compile=compiled, device=device, workers=os.cpu_count() or 1)
+    shop = stages.Workshop(work, start, compile=compiled, device=device, workers=os.cpu_count() or 1, bf16=bf16)
     logging.getLogger("idlora").setLevel(logging.INFO)
     with _progress() as progress:
         task = progress.add_task(stage, total=schedule.steps)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from idlora.data.world.look import OBJECTS, PLACES, Face, Look, render
 from idlora.data.world.sound import in_place
-from idlora.data.world.voice import SAMPLE_RATE, STYLES, VOCABULARY, Array, Speech, Voice, speak
+from idlora.data.world.voice import SAMPLE_RATE, STYLES, VOCABULARY, Array, Speech, Voice, speak, word_spans
 
 FRAME_RATE = 25
 NUM_FRAMES = 57
@@ -103,12 +103,21 @@ def render_sound(spec: ClipSpec, num_samples: int = NUM_FRAMES * SAMPLE_RATE // 
     """Speak the words on the beat and put them into the place; the result is cut or padded to `num_samples`."""
     rng = np.random.default_rng([spec.seed, 1])
     style = STYLES[spec.style]
-    beat = BEAT / style.tempo
-    onsets = [FIRST_ONSET + beat * index + rng.uniform(-0.03, 0.03) for index in range(len(spec.words))]
-    speech: Speech = speak(spec.voice, list(spec.words), onsets, style, rng)
+    speech: Speech = speak(spec.voice, list(spec.words), _onsets(spec, rng), style, rng)
     dry = np.zeros(num_samples)
     dry[: len(speech.samples)] = speech.samples[:num_samples]
     return Sound(in_place(dry, spec.place, spec.strikes, spec.object, rng), dry, speech.phones)
+
+
+def spoken(spec: ClipSpec) -> list[tuple[float, float]]:
+    """Start and end in seconds of each spoken word."""
+    onsets = _onsets(spec, np.random.default_rng([spec.seed, 1]))
+    return word_spans(spec.voice, list(spec.words), onsets, STYLES[spec.style])
+
+
+def _onsets(spec: ClipSpec, rng: np.random.Generator) -> list[float]:
+    beat = BEAT / STYLES[spec.style].tempo
+    return [FIRST_ONSET + beat * index + rng.uniform(-0.03, 0.03) for index in range(len(spec.words))]
 
 
 def mouth(sound: Sound, num_frames: int = NUM_FRAMES) -> tuple[Array, Array]:

@@ -133,6 +133,12 @@ def speak(voice: Voice, words: list[str], onsets: list[float], style: Style, rng
     return Speech(samples * 10 ** (style.level / 20) / rms, tuple(phones))
 
 
+def word_spans(voice: Voice, words: list[str], onsets: list[float], style: Style) -> list[tuple[float, float]]:
+    """Start and end in seconds of each word as `speak` says it."""
+    tracks = [_word_track(voice, recordings()[voice.base, word], style) for word in words]
+    return [(onset, onset + track.phones[-1][1]) for onset, track in zip(onsets, tracks, strict=True)]
+
+
 def _timeline(tracks: list[Recording], firsts: list[int]) -> Recording:
     """All words on one time axis, each from its first row; between them silence."""
     length = max(first + len(track.f0) for first, track in zip(firsts, tracks, strict=True)) + TAIL_ROWS

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,25 +66,13 @@ class AudioDecoderLoss(AudioLoss):
         return {"loss": absolute + 0.5 * squared, "l1": absolute, "mse": squared}
 
 
-@dataclass(frozen=True)
-class Window:
-    """What the video autoencoder sees from a step on: `batch` windows of `frames` frames."""
-
-    step: int
-    frames: int
-    batch: int
-
-
 class VideoLoss:
-    """L1 + L2 of windows of frames, the middle of the face (where the mouth moves) weighted up, plus KL.
+    """L1 + L2 of windows of 17 frames, the middle of the face (where the mouth moves) weighted up, plus KL."""
 
-    Single pictures come first: many people a batch for the price of one clip; then windows teach the motion.
-    """
+    frames = 17
 
-    windows = (Window(0, 1, 32), Window(1500, 9, 5), Window(3500, 17, 3))
-
-    def __init__(self, vae: Any, pool: Pool, seed: int = 0) -> None:
-        self.vae, self.pool, self.seed = vae, pool, seed
+    def __init__(self, vae: Any, pool: Pool, seed: int = 0, batch: int = 8) -> None:
+        self.vae, self.pool, self.seed, self.size = vae, pool, seed, batch
         self.weight = mouth_weight(self.pool[0].shape[1])
 
     def __call__(self, step: int) -> Losses:
@@ -96,15 +83,14 @@ class VideoLoss:
         absolute = (error.abs() * weight).mean()
         squared = (error.square() * weight).mean()
         psnr = 10 * torch.log10(4.0 / error.square().mean())
-        return {"loss": absolute + 2.0 * squared + KL_WEIGHT * kl, "l1": absolute, "psnr": psnr, "kl": kl}
+        return {"loss": absolute + 4.0 * squared + KL_WEIGHT * kl, "l1": absolute, "psnr": psnr, "kl": kl}
 
     def draw(self, step: int) -> Tensor:
         """The step's batch (B, 3, F, H, W) in -1..1: windows of random clips at random times."""
-        window = [window for window in self.windows if window.step <= step][-1]
         rng = np.random.default_rng([self.seed, step])
-        clips = rng.integers(len(self.pool), size=window.batch)
-        starts = rng.integers(self.pool[0].shape[0] - window.frames + 1, size=window.batch)
-        rows = [self.pool[int(clip)][start : start + window.frames] for clip, start in zip(clips, starts, strict=True)]
+        clips = rng.integers(len(self.pool), size=self.size)
+        starts = rng.integers(self.pool[0].shape[0] - self.frames + 1, size=self.size)
+        rows = [self.pool[int(clip)][start : start + self.frames] for clip, start in zip(clips, starts, strict=True)]
         return to_model(torch.from_numpy(np.stack(rows)))
 
 
@@ -114,10 +100,10 @@ def to_model(frames: Tensor) -> Tensor:
 
 
 def mouth_weight(size: int) -> Tensor:
-    """Weights (1, 1, 1, size, size): 1, and up to 3 where mouths move."""
+    """Weights (1, 1, 1, size, size): 1, and up to 12 where mouths move."""
     from idlora.data.world.reader import mouth_box
 
     weight = torch.ones(1, 1, 1, size, size)
-    weight[..., *mouth_box(size)] = 3.0
+    weight[..., *mouth_box(size)] = 12.0
     flat = weight.view(1, 1, size, size)
     return F.avg_pool2d(flat, 5, 1, 2, count_include_pad=False).view(1, 1, 1, size, size)

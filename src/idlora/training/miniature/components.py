@@ -19,10 +19,15 @@ def video_vae() -> Any:
 
     vae = AutoencoderKLLTX2Video(
         latent_channels=VIDEO_LATENT_CHANNELS,
-        block_out_channels=(32, 64, 64, 128),
-        layers_per_block=(0, 1, 1, 0, 1),
+        block_out_channels=(64, 64, 512),
+        spatio_temporal_scaling=(True, True, True),
+        down_block_types=("LTX2VideoDownBlock3D",) * 3,
+        downsample_type=("conv", "conv", "spatiotemporal"),
+        layers_per_block=(0, 0, 3, 0),
         decoder_block_out_channels=(64, 64, 128),
-        decoder_layers_per_block=(0, 1, 1, 1),
+        decoder_layers_per_block=(0, 1, 3, 2),
+        decoder_spatial_padding_mode="zeros",
+        upsample_residual=(False, False, False),
         upsample_factor=(2, 1, 2),
         spatial_compression_ratio=32,
         temporal_compression_ratio=8,

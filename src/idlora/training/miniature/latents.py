@@ -13,28 +13,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from idlora.core.positions import audio_positions
 from idlora.data.world.captions import caption
-from idlora.data.world.clip import draw_reference, render_sound
+from idlora.data.world.clip import FRAME_RATE, NUM_FRAMES, draw_reference, render_sound, spoken
 from idlora.data.world.speakers import NUM_SPEAKERS, Split, clip, speaker
 from idlora.data.world.voice import SAMPLE_RATE
-from idlora.errors import TrainingError
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.text import PromptEncoder
-from idlora.training.miniature.dataset import Pool, Rows, frames, rendered, waveform
+from idlora.training.miniature.dataset import Pool, Rows, frames, picture, rendered, waveform
 
 NUM_CAPTIONS = 4
 REFERENCE_SECONDS = 5.0
+TOKENS_A_SECOND = 25
 REFERENCES_A_SPEAKER = 6
 ENCODE_BATCH = 8
 
 
 @dataclass(frozen=True)
 class LatentPools:
-    """What training reads; rows are clips but for the reference. Parts that a stage does not read may be absent."""
+    """What training reads; rows are clips but for the reference."""
 
     text: Pool  # (NUM_CAPTIONS, S) int16 token ids, -1 = padding
     audio: Pool  # (T_audio, C) float16
-    video: Pool | None = None  # (T_video, C) float16
+    video: Pool  # (T_video, C) float16; of the first frame alone where the video stands still
+    spoken: Pool  # (T_audio,) int8 ordinals of the words that tokens are part of, 0 = none
     reference: Pool | None = None  # (T_reference, C) float16; row = speaker * REFERENCES_A_SPEAKER + take
 
 
@@ -49,18 +51,21 @@ class Encoder:
     split: Split
     prompts: PromptEncoder
     audio: AudioCodec
-    video: VideoCodec | None = None
+    video: VideoCodec
     workers: int = 1
 
-    def pools(self, clips: int, *, with_reference: bool) -> LatentPools:
-        """Pools of `clips` clips; the video's if there is a video codec."""
+    def pools(self, clips: int, *, with_reference: bool, still: bool = False) -> LatentPools:
+        """Pools of `clips` clips; of their first frame alone if the video stands `still`."""
         takes = NUM_SPEAKERS[self.split] * REFERENCES_A_SPEAKER
         return LatentPools(
-            text=self._pool("text", clips, lambda indices: rendered(self._captions, indices)),
+            text=caption_pool(self.folder, self.split, self.prompts, clips),
             audio=self._pool(
                 "audio", clips, lambda indices: self._tokens(partial(waveform, self.split), indices)[:, :-1]
             ),
-            video=None if self.video is None else self._pool("video", clips, self._video_tokens),
+            video=self._pool("picture", clips, partial(self._video_tokens, make=picture))
+            if still
+            else self._pool("video", clips, self._video_tokens),
+            spoken=self._pool("spoken", clips, lambda indices: rendered(self._spoken, indices)),
             reference=None
             if not with_reference
             else self._pool("reference", takes, lambda indices: self._tokens(partial(_take, self.split), indices)),
@@ -69,22 +74,38 @@ class Encoder:
     def _pool(self, name: str, count: int, make: Callable[[Sequence[int]], Rows]) -> Pool:
         return Pool(self.folder, f"{name}-{self.split}", count, make).render()
 
-    def _captions(self, index: int) -> Rows:
-        """Token ids (NUM_CAPTIONS, S) of a clip: the plain caption, then varied ones."""
-        rng, spec = np.random.default_rng([index, 11]), clip(self.split, index)
-        ids, mask = self.prompts.tokens([caption(spec), *(caption(spec, rng) for _ in range(NUM_CAPTIONS - 1))])
-        row: Rows = (ids * mask - (1 - mask)).numpy().astype(np.int16)
-        return row
+    def _spoken(self, index: int) -> Rows:
+        spans = spoken(clip(self.split, index))
+        bounds = audio_positions(round(NUM_FRAMES / FRAME_RATE * TOKENS_A_SECOND))[0, 0]  # (T, 2)
+        return spoken_ordinals(bounds.mean(1).numpy(), spans)
 
     def _tokens(self, make: Callable[[int], Rows], indices: Sequence[int]) -> Rows:
         samples = torch.from_numpy(rendered(make, indices, self.workers))[:, None]
         return _joined(self.audio.encode(part) for part in samples.split(ENCODE_BATCH))
 
-    def _video_tokens(self, indices: Sequence[int]) -> Rows:
-        if self.video is None:
-            raise TrainingError("video tokens need the video autoencoder; train the stage video-vae first")
-        pictures = torch.from_numpy(rendered(partial(frames, self.split), indices, self.workers))
+    def _video_tokens(self, indices: Sequence[int], make: Callable[[Split, int], Rows] = frames) -> Rows:
+        pictures = torch.from_numpy(rendered(partial(make, self.split), indices, self.workers))
         return _joined(self.video.encode(part) for part in pictures.split(ENCODE_BATCH))
+
+
+def spoken_ordinals(times: NDArray[np.float32], spans: Sequence[tuple[float, float]]) -> Rows:
+    """Ordinals int8 (T,) of the words, said at `spans`, that times in seconds (T,) fall into, from 1; 0 = none."""
+    ordinals = np.zeros(len(times), np.int8)
+    for ordinal, (start, end) in enumerate(spans, 1):
+        ordinals[(times >= start) & (times < end)] = ordinal
+    return ordinals
+
+
+def caption_pool(folder: Path, split: Split, prompts: PromptEncoder, clips: int) -> Pool:
+    """Token ids (NUM_CAPTIONS, S) int16 of each clip, -1 = padding: the plain caption, then varied ones."""
+
+    def ids(index: int) -> Rows:
+        rng, spec = np.random.default_rng([index, 11]), clip(split, index)
+        ids, mask = prompts.tokens([caption(spec), *(caption(spec, rng) for _ in range(NUM_CAPTIONS - 1))])
+        row: Rows = (ids * mask - (1 - mask)).numpy().astype(np.int16)
+        return row
+
+    return Pool(folder, f"text-{split}", clips, lambda indices: rendered(ids, indices)).render()
 
 
 def _joined(parts: Iterable[Tensor]) -> Rows:

@@ -58,6 +58,7 @@ class Trainer:
         model: any module; `loss` closes over it.
         loss: losses of a step by name; "loss" is the one that is minimised.
         folder: where `state.safetensors` is kept.
+        bf16: compute the losses in mixed precision; weights, averages and optimiser stay float32.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class Trainer:
     schedule: Schedule
     folder: Path
     report: Report = silent
+    bf16: bool = False
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,10 @@ class Trainer:
         )
         if self.state_file.exists():
             self._load()
+
+    @property
+    def _device(self) -> str:
+        return next(iter(self.parameters.values())).device.type
 
     @property
     def state_file(self) -> Path:
@@ -103,7 +109,8 @@ class Trainer:
         rate = self.schedule.learning_rate * self.schedule.factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = self.loss(self.step)
+        with torch.autocast(self._device, torch.bfloat16, enabled=self.bf16):
+            losses = self.loss(self.step)
         if not torch.isfinite(losses["loss"]):
             raise TrainingError(f"the loss at step {self.step} is {losses['loss'].item()}; resume with a lower rate")
         losses["loss"].backward()

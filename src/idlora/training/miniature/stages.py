@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages that make the miniature, in order; each reads what the earlier ones left in the work folder.
 
-audio-vae, audio-decoder, video-vae -> base-audio, base (text encoder, connectors, transformer) -> adapter -> export.
+audio-vae, audio-decoder, video-vae, text -> base-audio, base (text encoder, connectors, transformer) -> adapter ->
+export.
 A work folder holds `data/` (pools), `<stage>/state.safetensors` (resumable) and `model/` (components, float32).
 """
 
@@ -32,22 +33,28 @@ from idlora.pipeline.components import Components, save_components
 from idlora.pipeline.settings import Settings
 from idlora.training.miniature import components as fresh
 from idlora.training.miniature.codecs import AudioDecoderLoss, AudioLoss, VideoLoss, to_model
-from idlora.training.miniature.dataset import frame_pool, mel_pool
+from idlora.training.miniature.dataset import Pool, frame_pool, mel_pool
 from idlora.training.miniature.diffusion import DiffusionLoss, Recipe
-from idlora.training.miniature.latents import Encoder
-from idlora.training.miniature.loop import Report, Schedule, Trainer, silent
+from idlora.training.miniature.guide import AttentionGuide
+from idlora.training.miniature.latents import Encoder, caption_pool
+from idlora.training.miniature.loop import Losses, Report, Schedule, Trainer, silent
+from idlora.training.miniature.principal import rest_constants, start_linear, token_weights
+from idlora.training.miniature.text import TextLoss, WordCounter
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
 ADAPTER_RANK = 32
 NUM_CLIPS = 4000
-CODEC_CLIPS = {"mel": 2000, "frames": 1200}
+CODEC_CLIPS = {"mel": 2000, "frames": 2000}
+SPEAKING_SIGMA = 2.3  # mean logit of sigma in base-audio: which word is said is decided in noise, below 0.8 it is heard
+LINEAR_CLIPS = 160  # from which the video autoencoder's principal components are computed
 
 SCHEDULES = {
     "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
     "audio-decoder": Schedule(steps=500, learning_rate=1e-3),
-    "video-vae": Schedule(steps=4000, learning_rate=1.5e-3),
+    "video-vae": Schedule(steps=2400, learning_rate=5e-4),
+    "text": Schedule(steps=600, learning_rate=1e-3),
     "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
     "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
     "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
@@ -65,6 +72,7 @@ class Workshop:
         compile: compile the transformer block by block (needs a C++ compiler).
         device: where networks are trained and codecs encode.
         workers: processes that render the world.
+        bf16: train in mixed precision; worth it where the processor has bfloat16 products.
     """
 
     work: Path
@@ -73,6 +81,7 @@ class Workshop:
     compile: bool = False
     device: str = "cpu"
     workers: int = 1
+    bf16: bool = False
 
     @property
     def model(self) -> Path:
@@ -98,6 +107,15 @@ class Workshop:
         return build()
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run of a stage."""
+
+    stage: str
+    schedule: Schedule
+    report: Report
+
+
 def schedule_of(stage: str) -> Schedule:
     """The recipe's schedule of a stage.
 
@@ -119,47 +137,54 @@ def train(stage: str, shop: Workshop, schedule: Schedule | None = None, report: 
         "audio-vae": _audio_vae,
         "audio-decoder": _audio_decoder,
         "video-vae": _video_vae,
+        "text": _text,
         "base-audio": _base_audio,
         "base": _base,
         "adapter": _adapter,
     }
-    stages[stage](shop, schedule or schedule_of(stage), report)
+    stages[stage](shop, Run(stage, schedule or schedule_of(stage), report))
 
 
-def _audio_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
+def _audio_vae(shop: Workshop, run: Run) -> None:
     from diffusers import AutoencoderKLLTX2Audio
 
     vae = shop.begin("audio_vae", AutoencoderKLLTX2Audio, fresh.audio_vae)
     pool = mel_pool(shop.work / "data", "train", CODEC_CLIPS["mel"], shop.workers)
-    loss = AudioLoss(vae.to(shop.device), pool, schedule.seed)
-    _fit(vae, loss, schedule, shop.work / "audio-vae", report)
+    loss = AudioLoss(vae.to(shop.device), pool, run.schedule.seed)
+    _fit(vae, loss, shop, run)
     _normalise_audio(vae, loss.pool.batch(np.arange(0, len(loss.pool), 10)))
     vae.save_pretrained(shop.model / "audio_vae")
 
 
-def _audio_decoder(shop: Workshop, schedule: Schedule, report: Report) -> None:
+def _audio_decoder(shop: Workshop, run: Run) -> None:
     vae = _audio_codec(shop).vae
     vae.decoder.requires_grad_(requires_grad=True)
     pool = mel_pool(shop.work / "data", "train", CODEC_CLIPS["mel"], shop.workers)
-    _fit(vae, AudioDecoderLoss(vae, pool, schedule.seed + 4), schedule, shop.work / "audio-decoder", report)
+    _fit(vae, AudioDecoderLoss(vae, pool, run.schedule.seed + 4), shop, run)
     vae.save_pretrained(shop.model / "audio_vae")
 
 
-def _video_vae(shop: Workshop, schedule: Schedule, report: Report) -> None:
+def _video_vae(shop: Workshop, run: Run) -> None:
     from diffusers import AutoencoderKLLTX2Video
 
-    vae = shop.begin("vae", AutoencoderKLLTX2Video, fresh.video_vae)
     pool = frame_pool(shop.work / "data", "train", CODEC_CLIPS["frames"], shop.workers)
-    loss = VideoLoss(vae.to(shop.device), pool, schedule.seed)
-    _fit(vae, loss, schedule, shop.work / "video-vae", report)
+    vae = shop.begin("vae", AutoencoderKLLTX2Video, lambda: _linear_video_vae(pool))
+    rest_constants(vae)
+    loss = VideoLoss(vae.to(shop.device), pool, run.schedule.seed)
+    _fit(vae, loss, shop, run)
     _normalise_video(vae, loss.pool.batch(np.arange(0, len(loss.pool), len(loss.pool) // 40)))
     vae.save_pretrained(shop.model / "vae")
 
 
-def _fit(
-    module: nn.Module, loss: Callable[[int], dict[str, Tensor]], schedule: Schedule, folder: Path, report: Report
-) -> None:
-    trainer = Trainer(module, loss, schedule, folder, report)
+def _linear_video_vae(pool: Pool) -> Any:
+    vae = fresh.video_vae()
+    clips = to_model(pool.batch(np.arange(0, len(pool), max(1, len(pool) // LINEAR_CLIPS))))
+    start_linear(vae, clips, token_weights(clips.shape[-1], vae.config.spatial_compression_ratio))
+    return vae
+
+
+def _fit(module: nn.Module, loss: Callable[[int], Losses], shop: Workshop, run: Run) -> None:
+    trainer = Trainer(module, loss, run.schedule, shop.work / run.stage, run.report, shop.bf16)
     trainer.run()
     trainer.use_average()
     module.eval()
@@ -167,11 +192,14 @@ def _fit(
 
 @torch.no_grad()
 def _normalise_video(vae: Any, clips: Tensor) -> None:
-    """Store mean and deviation of each latent channel over clips (N, F, H, W, 3)."""
+    """Store the mean of each latent channel over clips (N, F, H, W, 3), and one deviation for all.
+
+    The channels are principal components to begin with; their relative weights are part of the code.
+    """
     parts = [vae.encode(to_model(rows).to(vae.device)).latent_dist.mode() for rows in clips.split(4)]
     channels = torch.cat(parts).transpose(0, 1).flatten(1)  # (C, N * T)
     vae.latents_mean.copy_(channels.mean(1))
-    vae.latents_std.copy_(channels.std(1))
+    vae.latents_std.fill_(channels.std(1).square().mean().sqrt())
 
 
 @torch.no_grad()
@@ -222,6 +250,18 @@ def _tokenizer(shop: Workshop) -> Any:
     return tokenizer
 
 
+def _text(shop: Workshop, run: Run) -> None:
+    from transformers import Gemma3ForCausalLM
+
+    tokenizer = _tokenizer(shop)
+    encoder = shop.begin("text_encoder", Gemma3ForCausalLM, lambda: fresh.text_encoder(len(tokenizer)))
+    counter = WordCounter(encoder).train().to(shop.device)
+    prompts = PromptEncoder(tokenizer, encoder, None, fresh.TEXT_LENGTH)
+    pool = caption_pool(shop.work / "data", "train", prompts, shop.clips)
+    _fit(counter, TextLoss(counter, tokenizer, pool, run.schedule.seed), shop, run)
+    encoder.save_pretrained(shop.model / "text_encoder")
+
+
 def _networks(shop: Workshop) -> nn.ModuleDict:
     """The networks that are trained together as the base."""
     build = {
@@ -234,43 +274,41 @@ def _networks(shop: Workshop) -> nn.ModuleDict:
 
 def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, reference: bool) -> DiffusionLoss:
     prompts = PromptEncoder(_tokenizer(shop), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
-    encoder = Encoder(shop.work / "data", "train", prompts, _audio_codec(shop), workers=shop.workers)
-    size = (1, 1, 1)
-    if not recipe.audio_only:
-        video = _video_codec(shop)
-        encoder = replace(encoder, video=video)
-        grid = VideoGrid.of(NUM_FRAMES, SIZE, SIZE, video.vae)
-        size = (grid.frames, grid.height, grid.width)
+    video = _video_codec(shop)
+    encoder = Encoder(shop.work / "data", "train", prompts, _audio_codec(shop), video, shop.workers)
+    grid = VideoGrid.of(1 if recipe.still else NUM_FRAMES, SIZE, SIZE, video.vae)
     model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
     if shop.compile:
         model.compile_blocks(dynamic=reference)
-    return DiffusionLoss(model, prompts, encoder.pools(shop.clips, with_reference=reference), size, recipe)
+    pools = encoder.pools(shop.clips, with_reference=reference, still=recipe.still)
+    guide = AttentionGuide(networks["transformer"]) if recipe.still else None
+    return DiffusionLoss(model, prompts, pools, (grid.frames, grid.height, grid.width), recipe, guide=guide)
 
 
-def _base_audio(shop: Workshop, schedule: Schedule, report: Report) -> None:
-    _train_base(shop, schedule, report, "base-audio", Recipe(seed=schedule.seed + 1, audio_only=True))
+def _base_audio(shop: Workshop, run: Run) -> None:
+    _train_base(shop, run, Recipe(seed=run.schedule.seed + 1, still=True, sigma_mean=SPEAKING_SIGMA))
 
 
-def _base(shop: Workshop, schedule: Schedule, report: Report) -> None:
-    _train_base(shop, schedule, report, "base", Recipe(seed=schedule.seed + 2))
+def _base(shop: Workshop, run: Run) -> None:
+    _train_base(shop, run, Recipe(seed=run.schedule.seed + 2))
 
 
-def _train_base(shop: Workshop, schedule: Schedule, report: Report, stage: str, recipe: Recipe) -> None:
+def _train_base(shop: Workshop, run: Run, recipe: Recipe) -> None:
     networks = _networks(shop).train().to(shop.device)
     loss = _diffusion_loss(shop, networks, recipe, reference=False)
-    _fit(networks, loss, schedule, shop.work / stage, report)
+    _fit(networks, loss, shop, run)
     for name in _kinds():
         network: Any = networks[name]
         network.save_pretrained(shop.model / name)
 
 
-def _adapter(shop: Workshop, schedule: Schedule, report: Report) -> None:
+def _adapter(shop: Workshop, run: Run) -> None:
     networks = nn.ModuleDict({name: shop.load(name, kind) for name, kind in _kinds().items()}).eval()
     networks.requires_grad_(requires_grad=False)
     adapter = _begin_adapter(shop, networks["transformer"])
     networks.to(shop.device)
-    loss = _diffusion_loss(shop, networks, Recipe(batch=16, seed=schedule.seed + 3), reference=True)
-    _fit(networks, loss, schedule, shop.work / "adapter", report)
+    loss = _diffusion_loss(shop, networks, Recipe(batch=16, seed=run.schedule.seed + 3), reference=True)
+    _fit(networks, loss, shop, run)
     adapter.save(shop.model / ADAPTER_FILE, torch.float32)
 
 
