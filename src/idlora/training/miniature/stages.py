@@ -53,8 +53,8 @@ LINEAR_CLIPS = 160  # from which the video autoencoder's principal components ar
 SCHEDULES = {
     "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
     "audio-decoder": Schedule(steps=500, learning_rate=1e-3),
-    "video-vae": Schedule(steps=2400, learning_rate=5e-4),
-    "text": Schedule(steps=600, learning_rate=1e-3),
+    "video-vae": Schedule(steps=2400, learning_rate=1e-4),
+    "text": Schedule(steps=400, learning_rate=1e-3),
     "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
     "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
     "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
