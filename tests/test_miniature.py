@@ -24,7 +24,8 @@ from idlora.training.miniature.codecs import VideoLoss, mouth_weight
 from idlora.training.miniature.dataset import Pool
 from idlora.training.miniature.latents import ids_and_mask
 from idlora.training.miniature.loop import Losses, Schedule, Trainer
-from idlora.training.miniature.stages import Workshop, schedule_of, train
+from idlora.training.miniature.stages import schedule_of, train
+from idlora.training.miniature.workshop import Workshop
 
 
 def line_fit(model: nn.Linear) -> Callable[[int], Losses]:

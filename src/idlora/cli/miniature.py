@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,13 @@ app = typer.Typer(no_args_is_help=True, help="Make and measure the miniature, th
 Work = Annotated[Path, typer.Option(help="Folder of pools, checkpoints and the components so far.")]
 
 
+class Faster(StrEnum):
+    """What may make training faster."""
+
+    BF16 = "bf16"
+    COMPILE = "compile"
+
+
 @app.command("train")
 def train(
     stage: Annotated[str, typer.Argument(help="One of the stages of docs/miniature.md, which gives their order.")],
@@ -24,17 +32,23 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's number by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws batches and noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks; needs a C++ compiler.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision, for processors that have it.")] = False,
+    faster: Annotated[
+        list[Faster] | None,
+        typer.Option(
+            "--with", help="bf16: mixed precision, where the processor has it. compile: needs a C++ compiler."
+        ),
+    ] = None,
 ) -> None:
     """Train one stage; a second call goes on where the first stopped."""
     from dataclasses import replace
 
     from idlora.training.miniature import stages
+    from idlora.training.miniature.workshop import Workshop
 
     schedule = stages.schedule_of(stage)
     schedule = replace(schedule, steps=steps or schedule.steps, seed=seed)
-    shop = stages.Workshop(work, start, compile=compiled, device=device, workers=os.cpu_count() or 1, bf16=bf16)
+    shop = Workshop(work, start, device=device, workers=os.cpu_count() or 1)
+    shop = replace(shop, compile=Faster.COMPILE in (faster or ()), bf16=Faster.BF16 in (faster or ()))
     logging.getLogger("idlora").setLevel(logging.INFO)
     with _progress() as progress:
         task = progress.add_task(stage, total=schedule.steps)
@@ -54,11 +68,15 @@ def _progress() -> Progress:
 def export(
     out: Annotated[Path, typer.Argument(help="Folder of the finished model, in diffusers' layout.")],
     work: Work = Path("runs/miniature"),
+    learned_vocoder: Annotated[
+        bool, typer.Option("--learned-vocoder", help="With the trained LTX2Vocoder, not Griffin-Lim.")
+    ] = False,
 ) -> None:
     """Write the trained components as a model folder: bfloat16, with card and adapter."""
-    from idlora.training.miniature import stages
+    from idlora.training.miniature import export as finished
+    from idlora.training.miniature.workshop import Workshop
 
-    stages.export(stages.Workshop(work), out)
+    finished.export(Workshop(work), out, learned_vocoder=learned_vocoder)
     print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.1f} MB")
 
 

@@ -107,6 +107,14 @@ def mel_pool(folder: Path, split: Split, count: int, workers: int = 1) -> Pool:
     return Pool(folder, f"mel-{split}", count, make).render()
 
 
+def wave_pool(folder: Path, split: Split, count: int, workers: int = 1) -> Pool:
+    """Samples (N,) float16 of clips at 16 kHz."""
+    make = partial(waveform, split)
+    return Pool(
+        folder, f"waves-{split}", count, lambda indices: rendered(make, indices, workers).astype(np.float16)
+    ).render()
+
+
 def frame_pool(folder: Path, split: Split, count: int, workers: int = 1) -> Pool:
     """Frames (F, size, size, 3) uint8 of clips."""
     make = partial(frames, split)

@@ -108,6 +108,16 @@ def caption_pool(folder: Path, split: Split, prompts: PromptEncoder, clips: int)
     return Pool(folder, f"text-{split}", clips, lambda indices: rendered(ids, indices)).render()
 
 
+def coded_mel_pool(folder: Path, split: Split, waves: Pool, audio: AudioCodec) -> Pool:
+    """Log-mels (2, T, bins) float16 of clips, there and back through the audio autoencoder."""
+
+    def make(indices: Sequence[int]) -> Rows:
+        samples = waves.batch(np.asarray(indices))[:, None]
+        return _joined(audio.decode(audio.encode(part)) for part in samples.split(ENCODE_BATCH))
+
+    return Pool(folder, f"coded-mel-{split}", len(waves), make).render()
+
+
 def _joined(parts: Iterable[Tensor]) -> Rows:
     rows: Rows = torch.cat(list(parts)).cpu().numpy().astype(np.float16)
     return rows

@@ -1,110 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages that make the miniature, in order; each reads what the earlier ones left in the work folder.
 
-audio-vae, audio-decoder, video-vae, text -> base-audio, base (text encoder, connectors, transformer) -> adapter ->
-export.
-A work folder holds `data/` (pools), `<stage>/state.safetensors` (resumable) and `model/` (components, float32).
+audio-vae, audio-decoder, vocoder, video-vae, text -> base-audio, base (text encoder, connectors, transformer) ->
+adapter.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
-from idlora.data.world.captions import caption
 from idlora.data.world.clip import NUM_FRAMES, SIZE
-from idlora.data.world.speakers import clip
-from idlora.data.world.voice import VOCABULARY
 from idlora.errors import TrainingError
 from idlora.networks.adapter import Adapter, inject_adapter, new_adapter, read_adapter
-from idlora.networks.codecs import AudioCodec, GriffinLimVocoder, VideoCodec, VideoGrid
+from idlora.networks.codecs import VideoGrid
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.text import PromptEncoder
-from idlora.pipeline.card import ModelCard, write_card
-from idlora.pipeline.components import Components, save_components
-from idlora.pipeline.settings import Settings
 from idlora.training.miniature import components as fresh
 from idlora.training.miniature.codecs import AudioDecoderLoss, AudioLoss, VideoLoss, to_model
-from idlora.training.miniature.dataset import Pool, frame_pool, mel_pool
+from idlora.training.miniature.dataset import Pool, frame_pool, mel_pool, wave_pool
 from idlora.training.miniature.diffusion import DiffusionLoss, Recipe
 from idlora.training.miniature.guide import AttentionGuide
-from idlora.training.miniature.latents import Encoder, caption_pool
+from idlora.training.miniature.latents import Encoder, caption_pool, coded_mel_pool
 from idlora.training.miniature.loop import Losses, Report, Schedule, Trainer, silent
 from idlora.training.miniature.principal import rest_constants, start_linear, token_weights
 from idlora.training.miniature.text import TextLoss, WordCounter
+from idlora.training.miniature.vocoder import VocoderLoss, VocoderPair
+from idlora.training.miniature.workshop import ADAPTER_FILE, Workshop, network_kinds
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FILE = "adapter.safetensors"
 ADAPTER_RANK = 32
-NUM_CLIPS = 4000
-CODEC_CLIPS = {"mel": 2000, "frames": 2000}
+CODEC_CLIPS = {"mel": 2000, "frames": 2000, "waves": 1000}
 SPEAKING_SIGMA = 2.3  # mean logit of sigma in base-audio: which word is said is decided in noise, below 0.8 it is heard
 LINEAR_CLIPS = 160  # from which the video autoencoder's principal components are computed
 
 SCHEDULES = {
     "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
     "audio-decoder": Schedule(steps=500, learning_rate=1e-3),
+    "vocoder": Schedule(steps=2000, learning_rate=1e-3),
     "video-vae": Schedule(steps=2400, learning_rate=1e-4),
     "text": Schedule(steps=400, learning_rate=1e-3),
     "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
     "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
     "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
 }
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Where a miniature is made.
-
-    Attributes:
-        work: the work folder.
-        start: a finished model folder whose components are the starting weights; None = fresh or as in `work`.
-        clips: how many world clips the base and the adapter are trained on.
-        compile: compile the transformer block by block (needs a C++ compiler).
-        device: where networks are trained and codecs encode.
-        workers: processes that render the world.
-        bf16: train in mixed precision; worth it where the processor has bfloat16 products.
-    """
-
-    work: Path
-    start: Path | None = None
-    clips: int = NUM_CLIPS
-    compile: bool = False
-    device: str = "cpu"
-    workers: int = 1
-    bf16: bool = False
-
-    @property
-    def model(self) -> Path:
-        """Folder of the components so far."""
-        return self.work / "model"
-
-    def load(self, name: str, kind: Any) -> Any:
-        """A finished component of the work folder.
-
-        Raises:
-            TrainingError: the stage that makes it has not run.
-        """
-        if not (self.model / name / "config.json").exists():
-            raise TrainingError(f"{self.model / name} is missing; run the stage that trains it first")
-        return kind.from_pretrained(self.model / name)
-
-    def begin(self, name: str, kind: Any, build: Callable[[], Any]) -> Any:
-        """A component to train: from `start` if given, else as an earlier stage left it, else fresh (seeded)."""
-        for folder in (self.start, self.model):
-            if folder is not None and (folder / name).exists():
-                return kind.from_pretrained(folder / name)
-        torch.manual_seed(0)
-        return build()
 
 
 @dataclass(frozen=True)
@@ -136,6 +82,7 @@ def train(stage: str, shop: Workshop, schedule: Schedule | None = None, report: 
     stages = {
         "audio-vae": _audio_vae,
         "audio-decoder": _audio_decoder,
+        "vocoder": _vocoder,
         "video-vae": _video_vae,
         "text": _text,
         "base-audio": _base_audio,
@@ -157,11 +104,21 @@ def _audio_vae(shop: Workshop, run: Run) -> None:
 
 
 def _audio_decoder(shop: Workshop, run: Run) -> None:
-    vae = _audio_codec(shop).vae
+    vae = shop.audio_codec().vae
     vae.decoder.requires_grad_(requires_grad=True)
     pool = mel_pool(shop.work / "data", "train", CODEC_CLIPS["mel"], shop.workers)
     _fit(vae, AudioDecoderLoss(vae, pool, run.schedule.seed + 4), shop, run)
     vae.save_pretrained(shop.model / "audio_vae")
+
+
+def _vocoder(shop: Workshop, run: Run) -> None:
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    pair = VocoderPair(shop.begin("vocoder", LTX2Vocoder, fresh.vocoder)).to(shop.device)
+    waves = wave_pool(shop.work / "data", "train", CODEC_CLIPS["waves"], shop.workers)
+    mels = coded_mel_pool(shop.work / "data", "train", waves, shop.audio_codec())
+    _fit(pair, VocoderLoss(pair, waves, mels, run.schedule.seed), shop, run)
+    pair.vocoder.save_pretrained(shop.model / "vocoder")
 
 
 def _video_vae(shop: Workshop, run: Run) -> None:
@@ -222,38 +179,10 @@ def _normalise_audio(vae: Any, mels: Tensor) -> None:
     vae.latents_std.copy_(latents.std((0, 1, 2)))
 
 
-def _audio_codec(shop: Workshop) -> AudioCodec:
-    from diffusers import AutoencoderKLLTX2Audio
-
-    vae = shop.load("audio_vae", AutoencoderKLLTX2Audio).to(shop.device)
-    return AudioCodec(vae.eval().requires_grad_(requires_grad=False))
-
-
-def _video_codec(shop: Workshop) -> VideoCodec:
-    from diffusers import AutoencoderKLLTX2Video
-
-    vae = shop.load("vae", AutoencoderKLLTX2Video).to(shop.device)
-    return VideoCodec(vae.eval().requires_grad_(requires_grad=False))
-
-
-def _tokenizer(shop: Workshop) -> Any:
-    """The tokenizer of the work folder, of the starting weights, or learned from captions."""
-    from transformers import AutoTokenizer
-
-    for folder in (shop.model, shop.start):
-        if folder is not None and (folder / "tokenizer").exists():
-            return AutoTokenizer.from_pretrained(folder / "tokenizer")
-    specs = [clip("train", index) for index in range(600)]
-    texts = [caption(spec, np.random.default_rng(index)) for index, spec in enumerate(specs) for _ in range(2)]
-    tokenizer = fresh.tokenizer([*texts, *VOCABULARY])
-    tokenizer.save_pretrained(shop.model / "tokenizer")
-    return tokenizer
-
-
 def _text(shop: Workshop, run: Run) -> None:
     from transformers import Gemma3ForCausalLM
 
-    tokenizer = _tokenizer(shop)
+    tokenizer = shop.tokenizer()
     encoder = shop.begin("text_encoder", Gemma3ForCausalLM, lambda: fresh.text_encoder(len(tokenizer)))
     counter = WordCounter(encoder).train().to(shop.device)
     prompts = PromptEncoder(tokenizer, encoder, None, fresh.TEXT_LENGTH)
@@ -267,15 +196,15 @@ def _networks(shop: Workshop) -> nn.ModuleDict:
     build = {
         "transformer": fresh.transformer,
         "connectors": fresh.connectors,
-        "text_encoder": lambda: fresh.text_encoder(len(_tokenizer(shop))),
+        "text_encoder": lambda: fresh.text_encoder(len(shop.tokenizer())),
     }
-    return nn.ModuleDict({name: shop.begin(name, kind, build[name]) for name, kind in _kinds().items()})
+    return nn.ModuleDict({name: shop.begin(name, kind, build[name]) for name, kind in network_kinds().items()})
 
 
 def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, reference: bool) -> DiffusionLoss:
-    prompts = PromptEncoder(_tokenizer(shop), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
-    video = _video_codec(shop)
-    encoder = Encoder(shop.work / "data", "train", prompts, _audio_codec(shop), video, shop.workers)
+    prompts = PromptEncoder(shop.tokenizer(), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
+    video = shop.video_codec()
+    encoder = Encoder(shop.work / "data", "train", prompts, shop.audio_codec(), video, shop.workers)
     grid = VideoGrid.of(1 if recipe.still else NUM_FRAMES, SIZE, SIZE, video.vae)
     model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
     if shop.compile:
@@ -297,13 +226,13 @@ def _train_base(shop: Workshop, run: Run, recipe: Recipe) -> None:
     networks = _networks(shop).train().to(shop.device)
     loss = _diffusion_loss(shop, networks, recipe, reference=False)
     _fit(networks, loss, shop, run)
-    for name in _kinds():
+    for name in network_kinds():
         network: Any = networks[name]
         network.save_pretrained(shop.model / name)
 
 
 def _adapter(shop: Workshop, run: Run) -> None:
-    networks = nn.ModuleDict({name: shop.load(name, kind) for name, kind in _kinds().items()}).eval()
+    networks = nn.ModuleDict({name: shop.load(name, kind) for name, kind in network_kinds().items()}).eval()
     networks.requires_grad_(requires_grad=False)
     adapter = _begin_adapter(shop, networks["transformer"])
     networks.to(shop.device)
@@ -318,54 +247,3 @@ def _begin_adapter(shop: Workshop, transformer: Any) -> Adapter:
         return inject_adapter(transformer, read_adapter(started), trainable=True)
     torch.manual_seed(1)
     return new_adapter(transformer, ADAPTER_RANK, metadata={"base": "idlora miniature", "positions": "negative"})
-
-
-def _kinds() -> dict[str, Any]:
-    from diffusers import LTX2VideoTransformer3DModel
-    from diffusers.pipelines.ltx2 import LTX2TextConnectors
-    from transformers import Gemma3ForCausalLM
-
-    return {
-        "transformer": LTX2VideoTransformer3DModel,
-        "connectors": LTX2TextConnectors,
-        "text_encoder": Gemma3ForCausalLM,
-    }
-
-
-def card() -> ModelCard:
-    """How the miniature wants to be used: the sizes of the world's clips, and guidance chosen by measure."""
-    return ModelCard(
-        name="miniature",
-        max_text_tokens=fresh.TEXT_LENGTH,
-        vocabulary=VOCABULARY,
-        defaults=Settings(
-            num_frames=NUM_FRAMES,
-            height=SIZE,
-            width=SIZE,
-            num_inference_steps=20,
-            shift="by-size",
-            guidance=Guidance(
-                text=TextGuidance(video=1.0, audio=3.0),
-                identity=IdentityGuidance(scale=1.0),
-                stg=STGuidance(scale=0.0, blocks=()),
-                modality=ModalityGuidance(scale=1.0),
-            ),
-            mask_reference_to_video=True,
-        ),
-    )
-
-
-def export(shop: Workshop, folder: Path) -> None:
-    """Write the work folder's model as one that ships: bfloat16, with its card and its adapter if there is one."""
-    video, audio = _video_codec(shop), _audio_codec(shop)
-    parts = {name: shop.load(name, kind) for name, kind in _kinds().items()}
-    complete = Components(
-        vae=video.vae, audio_vae=audio.vae, vocoder=GriffinLimVocoder(), tokenizer=_tokenizer(shop), **parts
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_components(folder, complete, torch.bfloat16)
-    adapter = shop.model / ADAPTER_FILE
-    if adapter.exists():
-        weights = read_adapter(adapter)
-        inject_adapter(parts["transformer"], weights).save(folder / ADAPTER_FILE)
-    write_card(folder, replace(card(), adapter=ADAPTER_FILE if adapter.exists() else ""))
