@@ -12,6 +12,7 @@ from idlora.errors import SettingsError
 from idlora.networks.codecs import AudioCodec, GriffinLimVocoder, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.mel import LogMel
 from idlora.training.miniature import components
+from idlora.training.miniature.codecs import to_model
 from idlora.training.miniature.stages import _normalise_audio, _normalise_video
 
 
@@ -33,8 +34,8 @@ def tones(seconds: float = 0.5) -> torch.Tensor:
 
 
 def test_grid_counts_the_tokens_that_the_autoencoder_makes(video_vae: Any) -> None:
-    grid = VideoGrid.of(17, 64, 96, video_vae)
-    tokens = VideoCodec(video_vae).encode(torch.zeros(1, 17, 64, 96, 3, dtype=torch.uint8))
+    grid = VideoGrid.of(17, 48, 72, video_vae)
+    tokens = VideoCodec(video_vae).encode(torch.zeros(1, 17, 48, 72, 3, dtype=torch.uint8))
     assert (grid.frames, grid.height, grid.width) == (3, 2, 3)
     assert tokens.shape == (1, grid.num_tokens, components.VIDEO_LATENT_CHANNELS)
 
@@ -42,11 +43,11 @@ def test_grid_counts_the_tokens_that_the_autoencoder_makes(video_vae: Any) -> No
 @pytest.mark.parametrize(
     ("size", "remedy"),
     [
-        ((16, 64, 64), "use 9 or 17"),
-        ((17, 60, 64), "use 64"),
-        ((17, 64, 1), "use 64"),
-        ((0, 32, 32), "use 1"),
-        ((9, 32, 64), "use 64"),
+        ((16, 48, 48), "use 9 or 17"),
+        ((17, 60, 48), "use 48"),
+        ((17, 48, 1), "use 48"),
+        ((0, 48, 48), "use 1"),
+        ((9, 24, 48), "use 48"),
     ],
 )
 def test_sizes_off_the_grid_name_the_remedy(video_vae: Any, size: tuple[int, int, int], remedy: str) -> None:
@@ -55,10 +56,10 @@ def test_sizes_off_the_grid_name_the_remedy(video_vae: Any, size: tuple[int, int
 
 
 def test_video_comes_back_in_its_own_size_whatever_the_statistics(video_vae: Any) -> None:
-    frames = torch.randint(0, 256, (1, 9, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    codec, grid = VideoCodec(video_vae), VideoGrid.of(9, 64, 64, video_vae)
+    frames = torch.randint(0, 256, (1, 9, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    codec, grid = VideoCodec(video_vae), VideoGrid.of(9, 48, 48, video_vae)
     before = codec.decode(codec.encode(frames), grid)
-    _normalise_video(video_vae, frames)
+    _normalise_video(video_vae, to_model(frames))
     tokens = codec.encode(frames)
     after = codec.decode(tokens, grid)
     assert after.shape == frames.shape

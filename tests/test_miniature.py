@@ -20,7 +20,7 @@ from idlora.data.world.speakers import clip
 from idlora.errors import TrainingError
 from idlora.networks.text import PromptEncoder
 from idlora.training.miniature import components, dataset
-from idlora.training.miniature.codecs import VideoLoss, mouth_weight
+from idlora.training.miniature.codecs import VideoDecoderLoss, mouth_weight
 from idlora.training.miniature.dataset import Pool
 from idlora.training.miniature.latents import ids_and_mask
 from idlora.training.miniature.loop import Losses, Schedule, Trainer
@@ -114,7 +114,7 @@ def test_processes_render_what_one_process_renders() -> None:
 def test_windows_of_the_video_autoencoder_follow_from_seed_and_step(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pool = Pool(tmp_path, "frames", 6, lambda i: rng.integers(0, 256, (len(i), 20, 96, 96, 3), np.uint8)).render()
-    loss, again = VideoLoss(None, pool, seed=1), VideoLoss(None, pool, seed=1)
+    loss, again = VideoDecoderLoss(None, pool, seed=1), VideoDecoderLoss(None, pool, seed=1)
     target = loss.draw(0)
     assert target.shape == (loss.size, 3, loss.frames, 96, 96)
     assert target.min() >= -1

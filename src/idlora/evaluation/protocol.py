@@ -15,6 +15,7 @@ from idlora.evaluation.codec_rows import codec_rows
 from idlora.evaluation.report import Row, write_results
 from idlora.evaluation.scoring import Judges
 from idlora.evaluation.store import Store, fingerprint
+from idlora.evaluation.vocoder_rows import vocoder_rows, vocoders
 from idlora.evaluation.voice_rows import IDENTITY_SCALE, Bench, Subject, voice_rows, wrong_rows
 from idlora.evaluation.world_rows import world_rows
 from idlora.pipeline.output import versions
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 GROUPS: Mapping[str, Callable[[Bench], list[Row]]] = {
     "world": lambda bench: world_rows(bench.plan, bench.store, bench.judges),
     "codec": lambda bench: codec_rows(bench.plan, bench.store, bench.judges, bench.subject.codec),
+    "vocoder": lambda bench: vocoder_rows(bench.plan, bench.store, bench.judges, vocoders(bench.subject.codec)),
     "voice": lambda bench: voice_rows(bench, "test"),
     "wrong": wrong_rows,
     "held-out": lambda bench: voice_rows(bench, "held-out voice"),

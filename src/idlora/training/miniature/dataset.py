@@ -38,12 +38,6 @@ def frames(split: Split, index: int) -> NDArray[np.uint8]:
     return render_picture(spec, render_sound(spec))
 
 
-def picture(split: Split, index: int) -> NDArray[np.uint8]:
-    """First frame (1, size, size, 3) of a world clip."""
-    spec = clip(split, index)
-    return render_picture(spec, render_sound(spec), num_frames=1)
-
-
 @cache
 def _processes(workers: int) -> Executor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))

@@ -20,7 +20,7 @@ from idlora.data.world.speakers import NUM_SPEAKERS, Split, clip, speaker
 from idlora.data.world.voice import SAMPLE_RATE
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.text import PromptEncoder
-from idlora.training.miniature.dataset import Pool, Rows, frames, picture, rendered, waveform
+from idlora.training.miniature.dataset import Pool, Rows, frames, rendered, waveform
 
 NUM_CAPTIONS = 4
 REFERENCE_SECONDS = 5.0
@@ -35,7 +35,7 @@ class LatentPools:
 
     text: Pool  # (NUM_CAPTIONS, S) int16 token ids, -1 = padding
     audio: Pool  # (T_audio, C) float16
-    video: Pool  # (T_video, C) float16; of the first frame alone where the video stands still
+    video: Pool  # (T_video, C) float16
     spoken: Pool  # (T_audio,) int8 ordinals of the words that tokens are part of, 0 = none
     reference: Pool | None = None  # (T_reference, C) float16; row = speaker * REFERENCES_A_SPEAKER + take
 
@@ -54,17 +54,15 @@ class Encoder:
     video: VideoCodec
     workers: int = 1
 
-    def pools(self, clips: int, *, with_reference: bool, still: bool = False) -> LatentPools:
-        """Pools of `clips` clips; of their first frame alone if the video stands `still`."""
+    def pools(self, clips: int, *, with_reference: bool) -> LatentPools:
+        """Pools of `clips` clips."""
         takes = NUM_SPEAKERS[self.split] * REFERENCES_A_SPEAKER
         return LatentPools(
             text=caption_pool(self.folder, self.split, self.prompts, clips),
             audio=self._pool(
                 "audio", clips, lambda indices: self._tokens(partial(waveform, self.split), indices)[:, :-1]
             ),
-            video=self._pool("picture", clips, partial(self._video_tokens, make=picture))
-            if still
-            else self._pool("video", clips, self._video_tokens),
+            video=self._pool("video", clips, self._video_tokens),
             spoken=self._pool("spoken", clips, lambda indices: rendered(self._spoken, indices)),
             reference=None
             if not with_reference
@@ -83,8 +81,8 @@ class Encoder:
         samples = torch.from_numpy(rendered(make, indices, self.workers))[:, None]
         return _joined(self.audio.encode(part) for part in samples.split(ENCODE_BATCH))
 
-    def _video_tokens(self, indices: Sequence[int], make: Callable[[Split, int], Rows] = frames) -> Rows:
-        pictures = torch.from_numpy(rendered(partial(make, self.split), indices, self.workers))
+    def _video_tokens(self, indices: Sequence[int]) -> Rows:
+        pictures = torch.from_numpy(rendered(partial(frames, self.split), indices, self.workers))
         return _joined(self.video.encode(part) for part in pictures.split(ENCODE_BATCH))
 
 

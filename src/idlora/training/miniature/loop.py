@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idlora.errors import TrainingError
 from idlora.files import replacing
@@ -87,6 +89,10 @@ class Trainer:
     def _device(self) -> str:
         return next(iter(self.parameters.values())).device.type
 
+    def _attention(self) -> AbstractContextManager[None]:
+        """On a CPU the fused attention's backward pass takes a third of a step at this size; plain products do not."""
+        return sdpa_kernel(SDPBackend.MATH) if self._device == "cpu" else nullcontext()
+
     @property
     def state_file(self) -> Path:
         """File of the resumable state."""
@@ -109,7 +115,7 @@ class Trainer:
         rate = self.schedule.learning_rate * self.schedule.factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self._device, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self._device, torch.bfloat16, enabled=self.bf16), self._attention():
             losses = self.loss(self.step)
         if not torch.isfinite(losses["loss"]):
             raise TrainingError(f"the loss at step {self.step} is {losses['loss'].item()}; resume with a lower rate")

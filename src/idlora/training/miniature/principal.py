@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the video autoencoder as a linear codec: principal components of pictures, level by level, in closed form.
+"""The video autoencoder as a linear codec: principal components of pictures, level by level, in closed form.
 
-From there gradient descent learns what is not linear; from random weights it needs thousands of steps to get as far.
+The encoder stays so; gradient descent teaches the decoder what is not linear. From random weights it needs thousands of
+steps to get as far.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 CONSTANT = 5.0  # the RMS that a channel of constant value gives the others, of deviation 1: it keeps SiLU near linear
+ENCODER_CONSTANT = 30.0  # the same in the encoder, which no gradient reaches: as linear as float32 allows
 SLOPE = 0.5  # of SiLU at zero
-MOUTH = 4.0  # weight of its tokens
+MOUTH = 8.0  # weight of its tokens
+PURPLE = 2.5  # weight of the colour that the inside of mouths alone has
 MAX_ROWS = 60_000  # of an eigenvalue problem
 
 
@@ -52,60 +55,61 @@ class Components:
 def start_linear(vae: Any, frames: Tensor, weight: Tensor) -> None:
     """Set the weights of a fresh `components.video_vae()` so that it codes by principal components.
 
-    Patches of pixels (first convolution), twice cells of 2 x 2 x 2 of them (strided convolutions), then the cells of a
-    token (rearranged, last convolution); the decoder goes the same way back. Residual blocks start as the identity. One
-    channel of every level holds a constant, which makes the RMS norms harmless and, by the padding, tells where one is.
+    Patches of pixels (first convolution), then three times cells of 2 x 2 x 2 of the level before (strided
+    convolutions); the last convolution of the encoder only scales, and the decoder goes the same way back. Residual
+    blocks start as the identity. One channel of every level holds a constant, which makes the RMS norms harmless and,
+    by the padding, tells where one is.
 
     Args:
         vae: the autoencoder.
         frames: pictures to fit on (N, 3, F, H, W) in -1..1.
-        weight: how much each token's place counts in the last components (H / 32, W / 32).
+        weight: how much each token's place counts in the last components (H / ratio, W / ratio).
     """
     for block in _residual_blocks(vae):
         torch.nn.init.zeros_(block.conv2.conv.weight)
         torch.nn.init.zeros_(block.conv2.conv.bias)
-    encoder, decoder = vae.encoder, vae.decoder
+    encoder = vae.encoder
     width = encoder.conv_in.conv.out_channels
-    first, second, third = (block.downsamplers[0] for block in encoder.down_blocks)
+    constant = ENCODER_CONSTANT * width**0.5
 
-    patches = _patches(frames, encoder.patch_size)
-    pixels = Components.of(_rows(patches), min(width - 1, patches.shape[1]))
-    _set_tap(encoder.conv_in.conv, *pixels.to_features(torch.ones_like(pixels.mean)), constant=CONSTANT * width**0.5)
-    level, deviations = encoder.conv_in(patches), pixels.scale
+    patches, metric = _patches(frames, encoder.patch_size), _colour_metric(encoder.patch_size)
+    pixels = Components.of(_rows(patches) @ metric, min(width - 1, patches.shape[1]))
+    to_features, bias = pixels.to_features(torch.ones_like(pixels.mean))
+    _set_tap(encoder.conv_in.conv, to_features @ metric, bias, constant=constant)
+    level, parts = encoder.conv_in(patches), [pixels]
+    for index, block in enumerate(encoder.down_blocks):
+        deviations = parts[-1].scale
+        cells = _cells(level[:, : len(deviations)], deviations)
+        last = index == len(encoder.down_blocks) - 1
+        counts = weight.expand(cells.shape[0], cells.shape[2], -1, -1).flatten() if last else None
+        rows = cells.movedim(1, -1).flatten(0, -2) if last else _rows(cells)
+        parts.append(Components.of(rows, width - 1, counts))
+        (strided,) = block.downsamplers
+        _set_strided(strided.conv, *parts[-1].to_features(_of_cells(deviations)), constant=constant)
+        level = strided(level)
 
-    parts = []
-    for module in (first, second):
-        parts.append(Components.of(_rows(_cells(level[:, : len(deviations)], deviations)), width - 1))
-        _set_strided(module.conv, *parts[-1].to_features(_of_cells(deviations)), constant=CONSTANT * width**0.5)
-        level, deviations = module(level), parts[-1].scale
-
-    torch.nn.init.zeros_(third.conv.conv.weight)
-    torch.nn.init.zeros_(third.conv.conv.bias)
-    cells = _cells(level[:, : len(deviations)], deviations)
-    counts = weight.expand(cells.shape[0], cells.shape[2], -1, -1).flatten()
-    tokens = Components.of(cells.movedim(1, -1).flatten(0, -2), vae.config.latent_channels, counts)
-    tokens = _half_whitened(tokens)
-    _set_tap(encoder.conv_out.conv, *_after_silu(*tokens.to_features(_of_cells(deviations))))
-    _start_decoder(decoder, tokens, parts[1], parts[0], pixels)
+    tokens, parts[-1] = parts[-1], _half_whitened(parts[-1])
+    scale = torch.diag(tokens.scale / parts[-1].scale)
+    _clear(encoder.conv_out.conv, vae.config.latent_channels, None)
+    _set_tap(encoder.conv_out.conv, *_after_silu(scale, torch.zeros(len(scale)), ENCODER_CONSTANT))
+    _start_decoder(vae.decoder, parts[::-1], torch.linalg.inv(metric))
 
 
-def rest_constants(vae: Any) -> None:
+def rest_constants(decoder: Any) -> None:
     """Keep gradients from the weights that read the constant channels.
 
     Their inputs are many times those of all others, and so would be what one step of Adam does to the pictures.
     """
-    encoder, decoder = vae.encoder, vae.decoder
-    for module in [*encoder.down_blocks.modules(), *decoder.mid_block.modules(), *decoder.up_blocks.modules()]:
+    for module in [*decoder.mid_block.modules(), *decoder.up_blocks.modules()]:
         if isinstance(module, torch.nn.Conv3d):
-            _rest(module, 1)
-    _rest(decoder.conv_out.conv, 1)
-    _rest(encoder.conv_out.conv, 8)
+            _rest(module)
+    _rest(decoder.conv_out.conv)
 
 
-def _rest(convolution: torch.nn.Conv3d, count: int) -> None:
+def _rest(convolution: torch.nn.Conv3d) -> None:
     def without_last(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        gradient[:, -count:] = 0.0
+        gradient[:, -1:] = 0.0
         return gradient
 
     convolution.weight.register_hook(without_last)
@@ -121,17 +125,30 @@ def token_weights(size: int, ratio: int) -> Tensor:
     return weights
 
 
-def _start_decoder(decoder: Any, tokens: Components, second: Components, first: Components, pixels: Components) -> None:
-    width, count = decoder.conv_in.conv.out_channels, tokens.basis.shape[1]
-    _set_tap(decoder.conv_in.conv, torch.eye(count), torch.zeros(count), constant=CONSTANT * width**0.5)
-    kept = decoder.conv_out.conv.in_channels - 1
-    levels = ((tokens, second.scale, None), (second, first.scale, None), (first, pixels.scale, kept))
-    for block, (parts, before, keep) in zip(decoder.up_blocks, levels, strict=True):
-        weight, bias = parts.from_features(_of_cells(before))
-        size = len(before) * 8 if keep is None else keep * 8
-        _set_cells(block.upsamplers[0].conv.conv, weight[:size], bias[:size])
-    weight, bias = pixels.from_features(torch.ones_like(pixels.mean))
-    _set_tap(decoder.conv_out.conv, *_after_silu(weight[:, :kept], bias))
+def _start_decoder(decoder: Any, parts: list[Components], metric: Tensor) -> None:
+    """Undo the levels `parts`, tokens first and pixels last; where the decoder is narrower the least go without."""
+    count, first = parts[0].basis.shape[1], decoder.conv_in.conv
+    _set_tap(first, torch.eye(count), torch.zeros(count), CONSTANT * first.out_channels**0.5)
+    for block, above, below in zip(decoder.up_blocks, parts, parts[1:], strict=False):
+        (upsampler,) = block.upsamplers
+        convolution = upsampler.conv.conv
+        weight, bias = above.from_features(_of_cells(below.scale))
+        size = min(len(below.scale), convolution.out_channels // 8 - 1) * 8
+        _set_cells(convolution, weight[:size, :count], bias[:size])
+        count = size // 8
+    weight, bias = parts[-1].from_features(torch.ones_like(parts[-1].mean))
+    _set_tap(decoder.conv_out.conv, *_after_silu(metric @ weight[:, :count], metric @ bias))
+
+
+def _colour_metric(patch_size: int) -> Tensor:
+    """Map (D, D) of a patch's values (colour, column, row) under which purple against green counts `PURPLE` times.
+
+    It is what sets the inside of mouths apart (`reader.py`), and hardly a hundredth of a picture's variance.
+    """
+    axis = torch.tensor([0.5, -1.0, 0.5])
+    axis = axis / axis.norm()
+    colours = torch.eye(3) + (PURPLE - 1.0) * torch.outer(axis, axis)
+    return torch.kron(colours, torch.eye(patch_size**2))
 
 
 def _half_whitened(parts: Components) -> Components:
@@ -172,9 +189,9 @@ def _rows(features: Tensor) -> Tensor:
     return rows[:: max(1, len(rows) // MAX_ROWS)]
 
 
-def _after_silu(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The same map behind an RMS norm and SiLU."""
-    return weight * (CONSTANT / SLOPE), bias
+def _after_silu(weight: Tensor, bias: Tensor, constant: float = CONSTANT) -> tuple[Tensor, Tensor]:
+    """The same map behind an RMS norm, which the constant determines, and SiLU."""
+    return weight * (constant / SLOPE), bias
 
 
 def _set_tap(convolution: Any, weight: Tensor, bias: Tensor, constant: float | None = None) -> None:

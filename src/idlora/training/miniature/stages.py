@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages that make the miniature, in order; each reads what the earlier ones left in the work folder.
 
-audio-vae, audio-decoder, vocoder, video-vae, text -> base-audio, base (text encoder, connectors, transformer) ->
+audio-vae, audio-decoder, vocoder, video-vae, video-decoder, text -> base (text encoder, connectors, transformer) ->
 adapter.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ from idlora.networks.codecs import VideoGrid
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.text import PromptEncoder
 from idlora.training.miniature import components as fresh
-from idlora.training.miniature.codecs import AudioDecoderLoss, AudioLoss, VideoLoss, to_model
-from idlora.training.miniature.dataset import Pool, frame_pool, mel_pool, wave_pool
+from idlora.training.miniature.codecs import AudioDecoderLoss, AudioLoss, VideoDecoderLoss, to_model
+from idlora.training.miniature.dataset import frame_pool, mel_pool, wave_pool
 from idlora.training.miniature.diffusion import DiffusionLoss, Recipe
 from idlora.training.miniature.guide import AttentionGuide
 from idlora.training.miniature.latents import Encoder, caption_pool, coded_mel_pool
@@ -38,16 +38,15 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_RANK = 32
 CODEC_CLIPS = {"mel": 2000, "frames": 2000, "waves": 1000}
-SPEAKING_SIGMA = 2.3  # mean logit of sigma in base-audio: which word is said is decided in noise, below 0.8 it is heard
 LINEAR_CLIPS = 160  # from which the video autoencoder's principal components are computed
 
 SCHEDULES = {
     "audio-vae": Schedule(steps=800, learning_rate=1.5e-3),
     "audio-decoder": Schedule(steps=500, learning_rate=1e-3),
     "vocoder": Schedule(steps=2000, learning_rate=1e-3),
-    "video-vae": Schedule(steps=2400, learning_rate=1e-4),
+    "video-vae": Schedule(steps=0),
+    "video-decoder": Schedule(steps=4000, learning_rate=5e-4),
     "text": Schedule(steps=400, learning_rate=1e-3),
-    "base-audio": Schedule(steps=2000, learning_rate=1.5e-3, warmup=200),
     "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
     "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
 }
@@ -84,8 +83,8 @@ def train(stage: str, shop: Workshop, schedule: Schedule | None = None, report: 
         "audio-decoder": _audio_decoder,
         "vocoder": _vocoder,
         "video-vae": _video_vae,
+        "video-decoder": _video_decoder,
         "text": _text,
-        "base-audio": _base_audio,
         "base": _base,
         "adapter": _adapter,
     }
@@ -112,32 +111,42 @@ def _audio_decoder(shop: Workshop, run: Run) -> None:
 
 
 def _vocoder(shop: Workshop, run: Run) -> None:
-    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-
-    pair = VocoderPair(shop.begin("vocoder", LTX2Vocoder, fresh.vocoder)).to(shop.device)
+    vocoder = _begin_vocoder(shop)
+    torch.manual_seed(1)  # the judges are fresh, whatever the vocoder began as
+    pair = VocoderPair(vocoder).to(shop.device)
     waves = wave_pool(shop.work / "data", "train", CODEC_CLIPS["waves"], shop.workers)
     mels = coded_mel_pool(shop.work / "data", "train", waves, shop.audio_codec())
     _fit(pair, VocoderLoss(pair, waves, mels, run.schedule.seed), shop, run)
     pair.vocoder.save_pretrained(shop.model / "vocoder")
 
 
-def _video_vae(shop: Workshop, run: Run) -> None:
-    from diffusers import AutoencoderKLLTX2Video
+def _begin_vocoder(shop: Workshop) -> Any:
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
+    folder = None if shop.start is None else shop.start / "vocoder"
+    if folder and folder.exists() and LTX2Vocoder.load_config(folder)["_class_name"] != LTX2Vocoder.__name__:
+        shop = replace(shop, start=None)  # Griffin-Lim ships there, which has nothing to begin from
+    return shop.begin("vocoder", LTX2Vocoder, fresh.vocoder)
+
+
+def _video_vae(shop: Workshop, _run: Run) -> None:
+    """No step: the encoder is computed, and with it the decoder's start."""
     pool = frame_pool(shop.work / "data", "train", CODEC_CLIPS["frames"], shop.workers)
-    vae = shop.begin("vae", AutoencoderKLLTX2Video, lambda: _linear_video_vae(pool))
-    rest_constants(vae)
-    loss = VideoLoss(vae.to(shop.device), pool, run.schedule.seed)
-    _fit(vae, loss, shop, run)
-    _normalise_video(vae, loss.pool.batch(np.arange(0, len(loss.pool), len(loss.pool) // 40)))
-    vae.save_pretrained(shop.model / "vae")
-
-
-def _linear_video_vae(pool: Pool) -> Any:
+    torch.manual_seed(0)
     vae = fresh.video_vae()
     clips = to_model(pool.batch(np.arange(0, len(pool), max(1, len(pool) // LINEAR_CLIPS))))
     start_linear(vae, clips, token_weights(clips.shape[-1], vae.config.spatial_compression_ratio))
-    return vae
+    _normalise_video(vae.eval(), clips)
+    vae.save_pretrained(shop.model / "vae")
+
+
+def _video_decoder(shop: Workshop, run: Run) -> None:
+    vae = shop.video_codec().vae
+    vae.decoder.requires_grad_(requires_grad=True)
+    rest_constants(vae.decoder)
+    pool = frame_pool(shop.work / "data", "train", CODEC_CLIPS["frames"], shop.workers)
+    _fit(vae, VideoDecoderLoss(vae, pool, run.schedule.seed), shop, run)
+    vae.save_pretrained(shop.model / "vae")
 
 
 def _fit(module: nn.Module, loss: Callable[[int], Losses], shop: Workshop, run: Run) -> None:
@@ -149,12 +158,12 @@ def _fit(module: nn.Module, loss: Callable[[int], Losses], shop: Workshop, run: 
 
 @torch.no_grad()
 def _normalise_video(vae: Any, clips: Tensor) -> None:
-    """Store the mean of each latent channel over clips (N, F, H, W, 3), and one deviation for all.
+    """Store the mean of each latent channel over clips (N, 3, F, H, W), and one deviation for all.
 
-    The channels are principal components to begin with; their relative weights are part of the code.
+    The channels are principal components; their relative weights are part of the code.
     """
-    parts = [vae.encode(to_model(rows).to(vae.device)).latent_dist.mode() for rows in clips.split(4)]
-    channels = torch.cat(parts).transpose(0, 1).flatten(1)  # (C, N * T)
+    latents = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mode() for part in clips.split(4)])
+    channels = latents.transpose(0, 1).flatten(1)  # (C, N * T)
     vae.latents_mean.copy_(channels.mean(1))
     vae.latents_std.fill_(channels.std(1).square().mean().sqrt())
 
@@ -205,26 +214,18 @@ def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, 
     prompts = PromptEncoder(shop.tokenizer(), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
     video = shop.video_codec()
     encoder = Encoder(shop.work / "data", "train", prompts, shop.audio_codec(), video, shop.workers)
-    grid = VideoGrid.of(1 if recipe.still else NUM_FRAMES, SIZE, SIZE, video.vae)
+    grid = VideoGrid.of(NUM_FRAMES, SIZE, SIZE, video.vae)
     model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
     if shop.compile:
         model.compile_blocks(dynamic=reference)
-    pools = encoder.pools(shop.clips, with_reference=reference, still=recipe.still)
-    guide = AttentionGuide(networks["transformer"]) if recipe.still else None
+    pools = encoder.pools(shop.clips, with_reference=reference)
+    guide = None if reference else AttentionGuide(networks["transformer"])
     return DiffusionLoss(model, prompts, pools, (grid.frames, grid.height, grid.width), recipe, guide=guide)
 
 
-def _base_audio(shop: Workshop, run: Run) -> None:
-    _train_base(shop, run, Recipe(seed=run.schedule.seed + 1, still=True, sigma_mean=SPEAKING_SIGMA))
-
-
 def _base(shop: Workshop, run: Run) -> None:
-    _train_base(shop, run, Recipe(seed=run.schedule.seed + 2))
-
-
-def _train_base(shop: Workshop, run: Run, recipe: Recipe) -> None:
     networks = _networks(shop).train().to(shop.device)
-    loss = _diffusion_loss(shop, networks, recipe, reference=False)
+    loss = _diffusion_loss(shop, networks, Recipe(seed=run.schedule.seed + 2), reference=False)
     _fit(networks, loss, shop, run)
     for name in network_kinds():
         network: Any = networks[name]

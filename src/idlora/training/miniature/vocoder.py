@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the miniature's `LTX2Vocoder`: spectra at several resolutions, and adversaries that look at them.
 
-The losses are those of UnivNet (Jang et al. 2021): multi-resolution STFT, and least-squares discriminators of spectra.
+Multi-resolution STFT and least-squares discriminators of spectra are those of UnivNet (Jang et al. 2021), the matching
+of their features that of HiFi-GAN (Kong et al. 2020).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from idlora.training.miniature.loop import Losses
 
 HOP = 160
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))  # samples of a window, of a step
-CROP = 64  # mel frames of a training crop
+CROP = 50  # mel frames of a training crop
 MEL_WEIGHT = 5.0
 ADVERSARIAL_WEIGHT = 0.5
+MATCHING_WEIGHT = 1.0
 FLOOR = 1e-4  # of a magnitude, under its logarithm
 
 
@@ -56,13 +58,12 @@ class SpectrumJudge(nn.Module):
         )
         self.last = nn.Conv2d(channels, 1, 3, padding=1)
 
-    def forward(self, samples: Tensor) -> Tensor:
-        """Scores (N, 1, F', T) of samples (N, L); 1 = true, 0 = made."""
-        features = magnitude(samples, self.window, self.step).clamp(min=FLOOR).log()[:, None]
+    def forward(self, samples: Tensor) -> list[Tensor]:
+        """Features (N, channels, F', T) of samples (N, L) after every layer, and last scores; 1 = true, 0 = made."""
+        seen = [magnitude(samples, self.window, self.step).clamp(min=FLOOR).log()[:, None]]
         for layer in self.layers:
-            features = F.leaky_relu(layer(features), 0.1)
-        scores: Tensor = self.last(features)
-        return scores
+            seen.append(F.leaky_relu(layer(seen[-1]), 0.1))
+        return [*seen[1:], self.last(seen[-1])]
 
 
 class VocoderPair(nn.Module):
@@ -74,21 +75,29 @@ class VocoderPair(nn.Module):
         self.judges = nn.ModuleList(SpectrumJudge(*resolution) for resolution in RESOLUTIONS)
 
 
-def adversarial_losses(judges: nn.ModuleList, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares losses of the vocoder and of the judges, samples (N, L).
+def adversarial_losses(judges: nn.ModuleList, made: Tensor, true: Tensor) -> Losses:
+    """Least-squares losses of the vocoder ("fooling", "matching" of features) and of the judges, samples (N, L).
 
     Their sum may be differentiated at once: the vocoder is judged by constants, the judges learn from constants.
     """
-    fooling, judging = [], []
-    for judge in judges:
-        resting = {name: parameter.detach() for name, parameter in judge.named_parameters()}
-        fooling.append((functional_call(judge, resting, (made,)) - 1).square().mean())
-        judging.append((judge(true) - 1).square().mean() + judge(made.detach()).square().mean())
-    return torch.stack(fooling).mean(), torch.stack(judging).mean()
+    losses = [_one_judge(judge, made, true) for judge in judges]
+    return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+
+
+def _one_judge(judge: nn.Module, made: Tensor, true: Tensor) -> Losses:
+    resting = {name: parameter.detach() for name, parameter in judge.named_parameters()}
+    *features, score = functional_call(judge, resting, (made,))
+    *true_features, true_score = judge(true)
+    apart = [(ours - theirs.detach()).abs().mean() for ours, theirs in zip(features, true_features, strict=True)]
+    return {
+        "fooling": (score - 1).square().mean(),
+        "matching": torch.stack(apart).mean(),
+        "judging": (true_score - 1).square().mean() + judge(made.detach())[-1].square().mean(),
+    }
 
 
 class VocoderLoss:
-    """Losses on crops of 0.64 s; half of the mels went through the audio autoencoder, as all will in use.
+    """Losses on crops of 0.5 s; half of the mels went through the audio autoencoder, as all will in use.
 
     Args:
         pair: vocoder and judges.
@@ -104,16 +113,16 @@ class VocoderLoss:
 
     def __call__(self, step: int) -> Losses:
         """Losses of a step."""
-        mel, true = self.draw(step)
-        device = self.pair.vocoder.device
-        made, true = self.pair.vocoder(mel.to(device)).float().flatten(0, 1), true.to(device).repeat_interleave(2, 0)
-        spectral = spectral_loss(made, true)
-        mel_error = (self.log_mel(made[:, None]) - self.log_mel(true[:, None])).abs().mean()
-        losses = {"spectral": spectral, "mel": mel_error}
+        mel, true = (part.to(self.pair.vocoder.device) for part in self.draw(step))
+        # Through the mean both channels get the same gradient, so those that start equal stay so.
+        made = self.pair.vocoder(mel).float().mean(1)  # (B, CROP * HOP)
+        spectral, mel_error = spectral_loss(made, true), (self._log_mel(made) - self._log_mel(true)).abs().mean()
         total = spectral + MEL_WEIGHT * mel_error
+        losses = {"spectral": spectral, "mel": mel_error}
         if step >= self.adversarial_from:
-            losses["fooling"], losses["judging"] = adversarial_losses(self.pair.judges, made, true)
-            total = total + ADVERSARIAL_WEIGHT * losses["fooling"] + losses["judging"]
+            losses |= adversarial_losses(self.pair.judges, made, true)
+            total = total + ADVERSARIAL_WEIGHT * losses["fooling"] + MATCHING_WEIGHT * losses["matching"]
+            total = total + losses["judging"]
         return {"loss": total} | losses
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
@@ -134,5 +143,10 @@ class VocoderLoss:
         return mel[:, start : start + CROP], samples[start * HOP : (start + CROP) * HOP]
 
     def _true_mel(self, samples: Tensor) -> Tensor:
-        mel: Tensor = self.log_mel(samples[None, None].expand(1, 2, -1))[0]
+        return self._log_mel(samples[None]).expand(2, -1, -1)
+
+    def _log_mel(self, samples: Tensor) -> Tensor:
+        """Log-mels (N, T, bins) of samples (N, L), in float32 although the step may be in mixed precision."""
+        with torch.autocast(samples.device.type, enabled=False):
+            mel: Tensor = self.log_mel(samples[:, None])[:, 0]
         return mel
