@@ -218,7 +218,8 @@ def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, 
     model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
     if shop.compile:
         model.compile_blocks(dynamic=reference)
-    pools = encoder.pools(shop.clips, with_reference=reference)
+    with torch.autocast(shop.device, torch.bfloat16, enabled=shop.bf16):
+        pools = encoder.pools(shop.clips, with_reference=reference)
     guide = None if reference else AttentionGuide(networks["transformer"])
     return DiffusionLoss(model, prompts, pools, (grid.frames, grid.height, grid.width), recipe, guide=guide)
 
