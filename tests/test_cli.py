@@ -170,6 +170,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "broken sound": (["--voice", "broken.wav"], "cut short"),
     "sound that is none": (["--voice", "junk.mp3"], "junk.mp3"),
     "broken video": (["--voice", "broken.mp4"], "broken.mp4"),
+    "missing video": (["--voice", "absent.mp4"], "absent.mp4"),
     "video without sound": (["--voice", "mute.mp4"], "no audio track"),
     "silent voice": (["--voice", "silent.wav"], "silent"),
     "short voice": (["--voice", "short.wav"], "at least 0.5 s"),
@@ -262,14 +263,14 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
     monkeypatch.setattr(f"idlora.pipeline.pipeline.{moment}", interrupted)
-    assert generate(model, tmp_path / "clip.mp4") == 130
-    assert capsys.readouterr().err.strip() == "idlora: stopped; nothing was written"
+    assert generate(model, tmp_path / "clip.mp4") == 2
+    assert one_line(capsys).startswith("idlora: stopped")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_writing_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idlora.data.media.videos._encode_audio", interrupted)
-    assert generate(model, tmp_path / "clip.mp4", "--steps", "1") == 130
+    assert generate(model, tmp_path / "clip.mp4", "--steps", "1") == 2
     assert list(tmp_path.iterdir()) == []
 
 

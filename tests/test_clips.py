@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from idlora.data.media import Voice, prepare_voice, read_video, read_voice, videos, write_mp4
 from idlora.errors import InputError, MediaError, SettingsError
+from idlora.files import sha256_of
 from signals import RATE, gradient_frames, tone, truncated
 
 # --- the window that serves as the voice
@@ -96,6 +97,17 @@ def test_a_clip_comes_back_close_in_colour_and_sound(tmp_path: Path) -> None:
     assert np.abs(video.frames.astype(int) - frames).mean(axis=(0, 1, 2)).max() < 4
     middle = slice(2000, -2000)
     assert np.abs(video.audio.samples[0, middle] - sound[0, middle]).max() < 0.02
+
+
+def test_equal_clips_make_equal_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames, sound = gradient_frames(9, 64, 96) // 2 + rng.integers(0, 128, (9, 64, 96, 3), np.uint8), tone(0.36)
+    digests, litter = set(), []
+    for _ in range(30):
+        litter.append(rng.bytes(int(rng.integers(1, 300_000))))  # so that memory is not the same every time
+        write_mp4(tmp_path / "x.mp4", frames, 25, sound, RATE)
+        digests.add(sha256_of(tmp_path / "x.mp4"))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 90), (0, 0, 0), (255, 255, 255)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from idlora.errors import SettingsError
+from idlora.errors import InputError
 from idlora.networks.codecs import AudioCodec, GriffinLimVocoder, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.mel import LogMel
 from idlora.training.miniature import components
@@ -51,7 +51,7 @@ def test_grid_counts_the_tokens_that_the_autoencoder_makes(video_vae: Any) -> No
     ],
 )
 def test_sizes_off_the_grid_name_the_remedy(video_vae: Any, size: tuple[int, int, int], remedy: str) -> None:
-    with pytest.raises(SettingsError, match=remedy):
+    with pytest.raises(InputError, match=remedy):
         VideoGrid.of(*size, video_vae)
 
 
@@ -121,5 +121,6 @@ def test_griffin_lim_treats_each_channel_and_sample_alike_and_repeats_itself() -
     vocoder, mel = GriffinLimVocoder(iterations=4), LogMel()(tones())
     pair = vocoder(mel.repeat(2, 2, 1, 1))
     assert pair.shape[:2] == (2, 2)
+    torch.testing.assert_close(pair, vocoder(mel).expand_as(pair), atol=1e-5, rtol=0)
     torch.testing.assert_close(vocoder(mel), vocoder(mel), atol=0, rtol=0)
     assert vocoder_rate(vocoder) == 16_000

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 
 from idlora.errors import IDLoraError, InputError, OutputError
-from idlora.files import replacing, sha256_of, write_bytes, write_text
+from idlora.files import replacing, sha256_of, write_bytes, write_tensors, write_text
 
 
 def test_the_result_takes_the_place_of_the_old_file_in_one_step(tmp_path: Path) -> None:
@@ -26,6 +28,33 @@ def test_the_result_takes_the_place_of_the_old_file_in_one_step(tmp_path: Path) 
         assert temporary.suffix == ".txt"
     assert target.read_text() == "new"
     assert os.listdir(tmp_path) == ["result.txt"]
+
+
+def test_tensors_come_back_with_their_metadata_and_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.arange(3)}, {"step": "4"})
+    with safe_open(tmp_path / "x.safetensors", "pt") as stored:
+        assert stored.metadata()["step"] == "4"
+        assert torch.equal(stored.get_tensor("a"), torch.arange(3))
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_tensors(tmp_path / "y.safetensors", {"a": torch.arange(3)}, {})
+    assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_a_folder_in_the_way_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    reached = False
+    with pytest.raises(OutputError, match="taken"), replacing(tmp_path / "taken"):
+        reached = True
+    assert not reached
 
 
 def _write_half(target: Path, fault: BaseException) -> None:

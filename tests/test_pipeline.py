@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from idlora.core.guidance import IdentityGuidance, STGuidance
+from idlora.core.guidance import Guidance, IdentityGuidance, STGuidance
 from idlora.core.noise import generators_for
 from idlora.core.reference import attach_reference
 from idlora.core.samplers import Step
@@ -108,6 +109,18 @@ def test_the_given_first_frame_is_the_fitted_picture() -> None:
     assert torch.equal(state.video.clean[:, :6], codec.encode(torch.from_numpy(fitted.copy())[None, None]))
 
 
+def test_a_picture_in_memory_is_read_like_its_file(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.dstack([PICTURE, np.full(PICTURE.shape[:2], 100, np.uint8)]), "RGBA")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture.save(tmp_path / "face.png", exif=exif)
+    with Image.open(tmp_path / "face.png") as opened:
+        given = [read_inputs(Request(PROMPT, SETTINGS, image)).picture for image in (tmp_path / "face.png", opened)]
+    assert given[0] is not None
+    assert given[1] is not None
+    assert np.array_equal(given[0], given[1])
+
+
 @pytest.mark.parametrize("official", [False, True])
 def test_the_length_of_the_reference_changes_the_noise_of_the_target_only_where_asked(official: bool) -> None:
     states = [prepared(Request(PROMPT, SETTINGS, voice=voice(seconds))) for seconds in (0.5, 1.0)]
@@ -117,11 +130,16 @@ def test_the_length_of_the_reference_changes_the_noise_of_the_target_only_where_
     assert torch.equal(*targets) is not official
 
 
-def test_a_batch_equals_its_members() -> None:
+@pytest.mark.parametrize("guidance", [GUIDANCE, replace(GUIDANCE, rescale=0.7)])
+def test_a_batch_equals_its_members(guidance: Guidance) -> None:
     requests = [
-        Request(PROMPT, settings(seed=1), PICTURE, voice(0.6)),
-        Request('a man says "coffee"', settings(seed=2, negative_prompt="calm"), voice=voice(1.0, 200.0)),
-        Request(PROMPT, settings(seed=3)),
+        Request(PROMPT, settings(seed=1, guidance=guidance), PICTURE, voice(0.6)),
+        Request(
+            'a man says "coffee"',
+            settings(seed=2, negative_prompt="calm", guidance=guidance),
+            voice=voice(1.0, 200.0),
+        ),
+        Request(PROMPT, settings(seed=3, guidance=guidance)),
     ]
     batch = sampled(pipeline(), *requests)
     for index, request in enumerate(requests):
@@ -150,6 +168,9 @@ def test_a_batch_of_different_clips_is_refused() -> None:
         pipeline().generate_batch([Request(PROMPT, SETTINGS), Request(PROMPT, settings(num_frames=17))])
     with pytest.raises(SettingsError, match="empty batch"):
         pipeline().generate_batch([])
+    base_alone = settings(guidance=replace(GUIDANCE, identity=IdentityGuidance(1.0, adapter_off=True)))
+    with pytest.raises(SettingsError, match="a voice, or none"):
+        pipeline().generate_batch([Request(PROMPT, base_alone), Request(PROMPT, base_alone, voice=voice())])
 
 
 def test_identity_guidance_acts_only_where_there_is_a_voice() -> None:
@@ -208,8 +229,11 @@ def test_a_callback_sees_every_step_and_can_cancel() -> None:
         ({"image": "absent.png"}, MediaError, "check the path"),
         ({"voice": Path("absent.wav")}, MediaError, "check the path"),
         ({"image": np.zeros((4, 4), np.uint8)}, InputError, "uint8 .4, 4."),
+        ({"voice": voice(channels=3)}, InputError, "1 or 2, N"),
+        ({"voice": Voice(tone(1.0)[0], RATE)}, InputError, "1 or 2, N"),
+        ({"voice": Voice(tone(1.0) * np.float32(np.nan), RATE)}, InputError, "finite"),
         ({"height": 70}, InputError, "use 64"),
-        ({"num_frames": 8}, InputError, "use 9"),
+        ({"num_frames": 8}, InputError, "use 1 or 9"),
         ({"num_inference_steps": 0}, SettingsError, "at least 1"),
         ({"guidance": replace(GUIDANCE, stg=STGuidance(1.0, blocks=(7,)))}, SettingsError, "7"),
     ],

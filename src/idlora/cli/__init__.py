@@ -6,12 +6,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-INTERRUPTED = 130
-USER_FAULT = 2
+USER_FAULT = 2  # Ctrl-C too: whoever calls the command need tell only done, not done, and a defect of ours apart
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 2 for a fault of the user's (one line on stderr), 130 after Ctrl-C."""
+    """Run one command; returns 0, or 2 with one line on stderr for a fault of the user's and for Ctrl-C."""
     import typer
 
     from idlora.cli.app import app
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=given or ["--help"], prog_name="idlora", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        code = _INTERRUPTED
     except IDLoraError as error:
         return _fault(str(error))
     except Exception as error:
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.format_message()  # type: ignore[attr-defined]
         return _fault(message) if message else 0  # without one, help has been shown
-    if code == INTERRUPTED:
-        print("\nidlora: stopped; nothing was written", file=sys.stderr)
+    if code == _INTERRUPTED:
+        return _fault("stopped; files that were not finished are gone, finished ones stay")
     return code if isinstance(code, int) else 0
 
 

@@ -111,3 +111,4 @@ def progress(title: str) -> Iterator[Callback]:
             bar.update(task, total=step.num_steps, completed=step.number)
 
         yield moved
+        bar.update(task, completed=bar.tasks[0].total)  # a step is told of before it is taken

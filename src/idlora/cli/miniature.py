@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from idlora.cli.generate import checked_device
+
 app = typer.Typer(no_args_is_help=True, help="Make and measure the miniature, the same model made small.")
 
 Work = Annotated[Path, typer.Option(help="Folder of pools, checkpoints and the components so far.")]
@@ -45,6 +47,7 @@ def train(
     from idlora.training.miniature import stages
     from idlora.training.miniature.workshop import Workshop
 
+    checked_device(device)
     schedule = stages.schedule_of(stage)
     schedule = replace(schedule, steps=steps or schedule.steps, seed=seed)
     shop = Workshop(work, start, device=device, workers=os.cpu_count() or 1)

@@ -219,14 +219,14 @@ def guide(guidance: Guidance, predictions: Mapping[str, X0], sigma: float) -> X0
     audio = positive.audio + reduce(add, [delta.audio for delta in deltas])
     return X0(
         _rescaled(video, positive.video, guidance.rescale),
-        _rescaled(audio, positive.audio, guidance.rescale),
+        _rescaled(audio, positive.audio, guidance.rescale, positive.num_reference),
         positive.num_reference,
     )
 
 
-def _rescaled(guided: Tensor, positive: Tensor, phi: float) -> Tensor:
-    """The guided prediction times phi std(positive) / std(guided) + 1 - phi, the spread taken over each sample."""
+def _rescaled(guided: Tensor, positive: Tensor, phi: float, num_reference: int = 0) -> Tensor:
+    """The guided prediction times phi std(positive) / std(guided) + 1 - phi, the spread of each sample's target."""
     if phi == 0:
         return guided
-    ratio = positive.flatten(1).std(1) / guided.flatten(1).std(1)
-    return guided * (phi * ratio + 1 - phi)[:, None, None]
+    spread, wanted = (target_part(x0, num_reference).flatten(1).std(1) for x0 in (guided, positive))
+    return guided * (phi * wanted / spread + 1 - phi)[:, None, None]

@@ -34,7 +34,8 @@ def audio_positions(num_tokens: int, device: torch.device | None = None) -> Tens
 def video_positions(latent_size: tuple[int, int, int], frame_rate: float, device: torch.device | None = None) -> Tensor:
     """Bounds (1, 3, F * H * W, 2) of a grid of F x H x W tokens, frame-major: seconds, pixels, pixels.
 
-    Token frame f covers pictures [8f - 7, 8f + 1), cut at zero: the first token frame is one picture.
+    Token frame f covers pictures [8f - 7, 8f + 1), cut at zero: the first token frame is one picture. A token counts
+    as 32 pixels wide and high whatever it covers (in the miniature 24), as the networks were trained.
     """
     edges = _video_edges(latent_size, device)
     edges[0] = edges[0] / frame_rate

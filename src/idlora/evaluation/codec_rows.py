@@ -61,16 +61,16 @@ class ShippedCodec:
         return decoded
 
 
-def codec_rows(plan: Plan, store: Store, judges: Judges, codec: Codec) -> list[Row]:
+def codec_rows(plan: Plan, store: Store, judges: Judges, codec: Codec, split: Split) -> list[Row]:
     """Voice, words, picture and lips of the clips asked for, the true ones through the codec."""
-    scores = ceiling(plan, store, judges, codec, "test")
-    match = Match.of(scores, enrolled(plan, store, judges, codec, "test"))
+    scores = ceiling(plan, store, judges, codec, split)
+    match = Match.of(scores, enrolled(plan, store, judges, codec, split))
     return [
         Row("codec cos", mean_over(match.cosines), scores.n),
         Row("codec margin", mean_over(match.margins), scores.n),
         Row("codec top-1", mean_over(match.firsts), scores.n),
         Row("codec WER", scores.word_error_rate(), scores.n),
-        *picture_rows(plan, store, codec),
+        *picture_rows(plan, store, codec, split),
     ]
 
 
@@ -100,12 +100,12 @@ def _through(store: Store, judges: Judges, codec: Codec, key: str, spec: ClipSpe
     return store.recall(key, judge)
 
 
-def picture_rows(plan: Plan, store: Store, codec: Codec) -> list[Row]:
+def picture_rows(plan: Plan, store: Store, codec: Codec, split: Split) -> list[Row]:
     """PSNR of reconstructed pictures in dB, whole and in the mouth box, and the mouth opening read from them."""
 
     def one(speaker: int, prompt: int) -> Values:
-        key = f"picture/{speaker}/{prompt}"
-        return store.recall(key, lambda: _seen(target("test", speaker, prompt), codec))
+        key = f"picture/{split}/{speaker}/{prompt}"
+        return store.recall(key, lambda: _seen(target(split, speaker, prompt), codec))
 
     values = [[one(s, p) for p in range(plan.prompts)] for s in range(plan.speakers)]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from idlora.data.world.speakers import Split
 from idlora.errors import SettingsError
 from idlora.evaluation.clips import Plan
 from idlora.evaluation.codec_rows import codec_rows
@@ -25,12 +26,22 @@ logger = logging.getLogger(__name__)
 
 GROUPS: Mapping[str, Callable[[Bench], list[Row]]] = {
     "world": lambda bench: world_rows(bench.plan, bench.store, bench.judges),
-    "codec": lambda bench: codec_rows(bench.plan, bench.store, bench.judges, bench.subject.codec),
+    "codec": lambda bench: _codec(bench, "test"),
     "vocoder": lambda bench: vocoder_rows(bench.plan, bench.store, bench.judges, vocoders(bench.subject.codec)),
     "voice": lambda bench: voice_rows(bench, "test"),
-    "wrong": wrong_rows,
-    "held-out": lambda bench: voice_rows(bench, "held-out voice"),
+    "wrong": lambda bench: wrong_rows(bench, "test"),
+    "held-out": lambda bench: _held_out(bench, "held-out voice"),
 }
+
+
+def _codec(bench: Bench, split: Split) -> list[Row]:
+    return codec_rows(bench.plan, bench.store, bench.judges, bench.subject.codec, split)
+
+
+def _held_out(bench: Bench, split: Split) -> list[Row]:
+    """The rows of codec, voice and wrong reference on speakers made of a voice that training never heard."""
+    rows = [*_codec(bench, split), *voice_rows(bench, split), *wrong_rows(bench, split)]
+    return [replace(row, measure=f"{split}: {row.measure}") for row in rows]
 
 
 def run(

@@ -99,7 +99,7 @@ def voice_rows(bench: Bench, split: Split) -> list[Row]:
     top = Match.of(ceiling(plan, store, judges, codec, split), centroids)
     adapted, bare = generated(bench, split, "reference"), generated(bench, split, "floor")
     match, floor = Match.of(adapted, centroids), Match.of(bare, centroids)
-    rows = [
+    return [
         Row("voice share", share_over(match.margins, floor.margins, top.margins), adapted.n),
         Row("top-1", mean_over(match.firsts), adapted.n),
         Row("WER", adapted.word_error_rate(), adapted.n),
@@ -113,14 +113,13 @@ def voice_rows(bench: Bench, split: Split) -> list[Row]:
         Row("ceiling: margin", mean_over(top.margins), adapted.n),
         Row("ceiling: top-1", mean_over(top.firsts), adapted.n),
     ]
-    return rows if split == "test" else [replace(row, measure=f"{split}: {row.measure}") for row in rows]
 
 
-def wrong_rows(bench: Bench) -> list[Row]:
+def wrong_rows(bench: Bench, split: Split) -> list[Row]:
     """With another speaker's reference: nearness to the speaker it should not be, and to the one it is."""
     plan, store = bench.plan, bench.store
-    centroids = enrolled(plan, store, bench.judges, bench.subject.codec, "test")
-    scores = generated(bench, "test", "wrong reference")
+    centroids = enrolled(plan, store, bench.judges, bench.subject.codec, split)
+    scores = generated(bench, split, "wrong reference")
     others = np.array([other_speaker(index, plan.speakers) for index in range(plan.speakers)])
     match, followed = Match.of(scores, centroids), Match.of(scores, centroids, others)
     return [

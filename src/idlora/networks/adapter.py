@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from idlora.errors import WeightsError
-from idlora.files import replacing
+from idlora.files import write_tensors
 from idlora.networks.checkpoints import open_weights, to_diffusers_key, to_official_key
 
 logger = logging.getLogger(__name__)
@@ -85,8 +84,7 @@ def write_adapter(path: Path, weights: AdapterWeights, dtype: torch.dtype = torc
         stem = LORA_PREFIX + to_official_key(name)
         tensors[f"{stem}.lora_A.weight"] = layer.a.detach().to("cpu", dtype).contiguous()
         tensors[f"{stem}.lora_B.weight"] = layer.b.detach().to("cpu", dtype).contiguous()
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(weights.metadata))
+    write_tensors(path, tensors, weights.metadata)
 
 
 def _some(names: Any) -> str:

@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from idlora.core.tokens import audio_to_tokens, tokens_to_audio, tokens_to_video, video_to_tokens
-from idlora.errors import SettingsError
+from idlora.errors import InputError
 from idlora.networks.mel import LogMel, MelConfig, mel_filterbank
 
 AUDIO_TOKENS_PER_SECOND = 25
@@ -30,23 +30,21 @@ class VideoGrid:
     def of(cls, num_frames: int, height: int, width: int, vae: Any) -> VideoGrid:
         """Grid of a video of `num_frames` = k * temporal ratio + 1 and sides that are multiples of the spatial ratio.
 
-        A side has at least two latents: the decoder pads by reflection, for which one is too few.
+        A side has at least two latents: the decoder may pad by reflection, for which one is too few.
 
         Raises:
-            SettingsError: a size is off the grid.
+            InputError: a size is off the grid.
         """
         temporal, spatial = vae.temporal_compression_ratio, vae.spatial_compression_ratio
         if num_frames < 1 or (num_frames - 1) % temporal:
             below = max(1, (num_frames - 1) // temporal * temporal + 1)
-            raise SettingsError(
-                f"{num_frames} frames: the number must be {temporal}k+1; use {below} or {below + temporal}"
+            raise InputError(
+                f"{num_frames} frames: their number must be {temporal}k + 1; use {below} or {below + temporal}"
             )
         for name, side in (("height", height), ("width", width)):
             if side < 2 * spatial or side % spatial:
                 nearest = max(2, round(side / spatial)) * spatial
-                raise SettingsError(
-                    f"{name} {side}: it must be a multiple of {spatial}, at least {2 * spatial}; use {nearest}"
-                )
+                raise InputError(f"{name} {side} is no multiple of {spatial} from {2 * spatial} on; use {nearest}")
         return cls((num_frames - 1) // temporal + 1, height // spatial, width // spatial)
 
     @property
@@ -66,7 +64,7 @@ class VideoCodec:
         """uint8 frames (B, F, H, W, 3) to tokens (B, T, C): the posterior's mean, normalised by the stored statistics.
 
         Raises:
-            SettingsError: the frames do not fit the latent grid.
+            InputError: the frames do not fit the latent grid.
         """
         VideoGrid.of(frames.shape[1], frames.shape[2], frames.shape[3], self.vae)
         pixels = frames.to(self.vae.device).permute(0, 4, 1, 2, 3).to(self.vae.dtype) / 127.5 - 1.0
@@ -138,7 +136,7 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
     """Log-mel to waveform without learned weights (Griffin and Lim 1984, with momentum after Perraudin et al. 2013).
 
     Takes and returns what `LTX2Vocoder` does: (B, channels, T, bins) -> (B, channels, T * hop). The first phase is
-    drawn from a fixed seed, so the same mel gives the same samples.
+    drawn from a fixed seed, once for all rows, so the same mel gives the same samples in both channels and any batch.
     """
 
     @register_to_config
@@ -162,7 +160,7 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
         """Log-mel (B, channels, T, bins) to samples (B, channels, T * hop)."""
         magnitude = self._linear(mel.float().exp().flatten(0, 1).transpose(1, 2))  # (B * channels, K, T)
         generator = torch.Generator().manual_seed(0)
-        angle = torch.rand(magnitude.shape, generator=generator).to(magnitude) * (2 * torch.pi)
+        angle = torch.rand(magnitude.shape[1:], generator=generator).to(magnitude).expand_as(magnitude) * (2 * torch.pi)
         phase, previous = torch.polar(torch.ones_like(magnitude), angle), torch.zeros((), dtype=torch.complex64)
         for _ in range(self.config.iterations):
             rebuilt = self._stft(self._istft(magnitude * phase))

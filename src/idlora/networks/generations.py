@@ -18,7 +18,7 @@ class Generation:
     Attributes:
         stg: what a perturbed self-attention is: `skip` adds nothing, `value` passes the values through.
         cross_timestep: whether audio-video attention is modulated by the other stream's sigma (else by own timesteps).
-        stg_block: the block that the official pipelines perturb.
+        stg_block: the block that ID-LoRA's one-stage script perturbs; for 2.5, which it does not know, Lightricks'.
         config: diffusers' transformer settings in which the generations differ.
     """
 
@@ -38,7 +38,7 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
         row.name: row
         for row in (
             Generation("2.0", stg="skip", cross_timestep=False, stg_block=29, config=_OLD),
-            Generation("2.3", stg="value", cross_timestep=True, stg_block=28, config=_NEW),
+            Generation("2.3", stg="value", cross_timestep=True, stg_block=29, config=_NEW),
             Generation(
                 "2.5",
                 stg="value",

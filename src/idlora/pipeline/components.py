@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from idlora.errors import OutputError, WeightsError
 from idlora.files import sha256_of, write_text
@@ -229,10 +231,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 os.replace(folder, Path(temporary, "old"))
             os.replace(fresh, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if isinstance(error, OutputError):
             raise
-        reason = error.strerror or error
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(f"cannot write {folder}: {reason}; choose another folder or free space") from error
 
 
@@ -244,4 +246,4 @@ def weights_digests(folder: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     # The hub's cache links to files that are named by their SHA-256; reading gigabytes again would tell no more.
     target = path.resolve().name
-    return target if path.is_symlink() and len(target) == 64 else sha256_of(path)
+    return target if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", target) else sha256_of(path)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from idlora.core.positions import SAMPLING_RATE
-from idlora.data.media import PreparedVoice, Voice, fit_image, prepare_voice, read_image, read_voice
+from idlora.data.media import PreparedVoice, Voice, fit_image, prepare_voice, read_image, read_voice, to_rgb
 from idlora.data.prompt import Prompt, parse_prompt
 from idlora.errors import InputError
 from idlora.files import sha256_of
@@ -89,13 +89,25 @@ def _pixels(image: Picture, settings: Settings) -> NDArray[np.uint8]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise InputError(f"the picture is {image.dtype} {image.shape}; uint8 (height, width, 3) is needed")
         image = Image.fromarray(image)
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+    picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
     return np.asarray(fit_image(picture, settings.height, settings.width))
 
 
 def _prepared(voice: Recording, max_seconds: float) -> PreparedVoice:
-    recording = voice if isinstance(voice, Voice) else read_voice(voice)
+    recording = checked_voice(voice) if isinstance(voice, Voice) else read_voice(voice)
     return prepare_voice(recording, SAMPLING_RATE, max_seconds, MIN_VOICE_SECONDS)
+
+
+def checked_voice(voice: Voice) -> Voice:
+    """A recording in memory, if it is one that can be used.
+
+    Raises:
+        InputError: not (1 or 2, N) finite samples.
+    """
+    shape = voice.samples.shape
+    if len(shape) != 2 or shape[0] not in (1, 2) or not np.isfinite(voice.samples).all():
+        raise InputError(f"the voice's samples are {shape}; finite (1 or 2, N) are needed, so fold or mend them first")
+    return voice
 
 
 def in_stereo(samples: NDArray[np.float32]) -> NDArray[np.float32]:

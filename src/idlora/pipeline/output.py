@@ -20,7 +20,19 @@ from idlora.errors import InputError
 from idlora.files import replacing
 from idlora.pipeline.settings import Settings, settings_to_json
 
-_PACKAGES = ("idlora", "torch", "diffusers", "transformers", "peft", "numpy", "av")
+_PACKAGES = (
+    "idlora",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "numpy",
+    "safetensors",
+    "av",
+    "pillow",
+    "soundfile",
+    "soxr",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,6 +105,7 @@ class IDLoraPipeline:
                 card = replace(card, adapter_strength=adapter_strength)
             file = Path(adapter) if adapter is not None else folder / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
+            card = replace(card, adapter="" if file is None else file.name)
             origins = _digests_of(folder, file)
         return cls(components, card, weights, device=device, origins=origins)
 
@@ -159,16 +160,19 @@ class IDLoraPipeline:
 
         Raises:
             SettingsError: the requests' settings differ in more than seed and negative prompt.
+            InputError: a size is off the model's grid, or an input cannot be used.
         """
         settings = _common(requests)
+        grid = self.codecs.grid(settings)
         timings: dict[str, float] = {}
         with _timed(timings, "prepare"):
             batch = [read_inputs(request, self.card.vocabulary) for request in requests]
+            _refuse_mixed(batch, settings)
             texts = self._encode(batch, settings)
             state = prepare(batch, self.codecs, self.device)
         generators = generators_for([request.settings.seed for request in requests])
         state = noise(state, generators, official=settings.official_noise)
-        sampling = Sampling(schedule(settings, self.codecs.grid(settings)), generators, callback)
+        sampling = Sampling(schedule(settings, grid), generators, callback)
         with _timed(timings, "denoise"):
             state = denoise(self._model(settings), state, texts, settings, sampling)
         with _timed(timings, "decode"):
@@ -225,8 +229,15 @@ class IDLoraPipeline:
         return (*inputs.notes, f"the prompt is {length} tokens long: this model reads the first {limit}")
 
     def _provenance(self, inputs: Inputs) -> dict[str, Any]:
-        generation = generation_of(self.components.transformer.config).name
-        model = {"name": self.card.name, "generation": generation, "weights": self.digests}
+        network = self.components.transformer
+        model = {
+            "name": self.card.name,
+            "generation": generation_of(network.config).name,
+            "weights": self.digests,
+            "adapter": {"file": self.card.adapter, "strength": self.card.adapter_strength} if self.adapter else None,
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "device": self.device.type,
+        }
         return {"prompt": inputs.prompt.text(), "inputs": dict(inputs.origins), "model": model}
 
 
@@ -248,6 +259,13 @@ def _common(requests: Sequence[Request]) -> Settings:
     if len(plain) > 1:
         raise SettingsError("the requests of a batch may differ in seed and negative prompt alone; split the batch")
     return requests[0].settings
+
+
+def _refuse_mixed(batch: Sequence[Inputs], settings: Settings) -> None:
+    """With the adapter off in its other pass, the identity term says something of clips without a voice as well."""
+    voices = [inputs.voice is not None for inputs in batch]
+    if settings.guidance.identity.adapter_off and any(voices) and not all(voices):
+        raise SettingsError("identity guidance with the adapter off: give every request of a batch a voice, or none")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from idlora.core.guidance import Guidance, STGuidance, Term
-from idlora.core.positions import FRAMES_PER_TOKEN, PIXELS_PER_TOKEN, Rounding
+from idlora.core.positions import Rounding
 from idlora.errors import InputError, SettingsError
 from idlora.networks.generations import Generation
 from idlora.pipeline.records import from_json, read_json, to_json
@@ -19,7 +19,6 @@ Sampler = Literal["euler", "res2s"]
 Shift = Literal["fixed", "by-size"]
 
 MAX_FRAME_RATE = 240
-MIN_SIDE = 2 * PIXELS_PER_TOKEN  # the video decoder mirrors its input at the edges, for which one row is too few
 MIN_VOICE_SECONDS = 0.5
 
 
@@ -49,8 +48,8 @@ class Settings:
     Attributes:
         negative_prompt: what text guidance leads away from.
         num_frames: 8k + 1.
-        height: pixels, a multiple of 32, at least 64.
-        width: pixels, a multiple of 32, at least 64.
+        height: pixels, a multiple of the model's latent grid (32, the miniature 24) and at least two of it.
+        width: pixels, likewise.
         frame_rate: frames a second, in (0, 240].
         num_inference_steps: at least 1.
         seed: in [0, 2^63).
@@ -63,7 +62,8 @@ class Settings:
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
 
     Raises:
-        InputError: a size, a number of frames, a rate or a seed that cannot be used.
+        InputError: a size, a number of frames, a rate or a seed that no model can use; sizes off the grid of one are
+            refused when it is asked (`VideoGrid.of`).
         SettingsError: anything else out of its range.
     """
 
@@ -95,23 +95,13 @@ class Settings:
 
 
 def _input_problems(settings: Settings) -> Iterator[str]:
-    for side in ("height", "width"):
-        value = getattr(settings, side)
-        if value < MIN_SIDE or value % PIXELS_PER_TOKEN:
-            close = _snapped(value, PIXELS_PER_TOKEN, least=MIN_SIDE // PIXELS_PER_TOKEN)
-            yield f"{side} {value} is no multiple of {PIXELS_PER_TOKEN} from {MIN_SIDE} on; use {close}"
-    frames = settings.num_frames
-    if frames < 1 or (frames - 1) % FRAMES_PER_TOKEN:
-        close = _snapped(frames - 1, FRAMES_PER_TOKEN, least=0) + 1
-        yield f"{frames} frames: their number must be {FRAMES_PER_TOKEN}k + 1; use {close}"
+    for name in ("height", "width", "num_frames"):
+        if getattr(settings, name) < 1:
+            yield f"{name} {getattr(settings, name)} must be at least 1; which sizes a model can make, its grid says"
     if not 0 < settings.frame_rate <= MAX_FRAME_RATE:
         yield f"frame rate {settings.frame_rate} is outside (0, {MAX_FRAME_RATE}]; 25 is usual"
     if not 0 <= settings.seed < 2**63:
         yield f"seed {settings.seed} is outside 0 to 2^63 - 1; use one of these"
-
-
-def _snapped(value: int, grid: int, least: int) -> int:
-    return max(least, round(value / grid)) * grid
 
 
 def _setting_problems(settings: Settings) -> Iterator[str]:

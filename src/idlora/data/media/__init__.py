@@ -5,7 +5,7 @@ The only modules that touch codecs (Pillow, PyAV, soundfile, soxr). Pictures are
 shape (channels, samples), video is uint8 with shape (frames, height, width, 3).
 """
 
-from idlora.data.media.pictures import fit_image, read_image, write_png
+from idlora.data.media.pictures import fit_image, read_image, to_rgb, write_png
 from idlora.data.media.sounds import Voice, read_voice, resample, write_wav
 from idlora.data.media.videos import Video, read_video, write_mp4
 from idlora.data.media.windows import PreparedVoice, prepare_voice
@@ -20,6 +20,7 @@ __all__ = [
     "read_video",
     "read_voice",
     "resample",
+    "to_rgb",
     "write_mp4",
     "write_png",
     "write_wav",

@@ -73,14 +73,16 @@ def _decode(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise MediaError(_too_large(path))
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(image)
 
 
 def _too_large(path: str | os.PathLike[str]) -> str:
     return f"picture {path} has more than {MAX_PIXELS:,} pixels; scale it down first"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture upright by its EXIF orientation, on white, as 8-bit RGB."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:

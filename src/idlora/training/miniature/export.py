@@ -12,10 +12,10 @@ import torch
 from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
 from idlora.data.world.clip import NUM_FRAMES, SIZE
 from idlora.data.world.voice import VOCABULARY
-from idlora.networks.adapter import inject_adapter, read_adapter
+from idlora.networks.adapter import read_adapter, write_adapter
 from idlora.networks.codecs import GriffinLimVocoder
 from idlora.pipeline.card import ModelCard, write_card
-from idlora.pipeline.components import Components, save_components
+from idlora.pipeline.components import Components, replacing_folder, save_components
 from idlora.pipeline.settings import Settings
 from idlora.training.miniature import components as fresh
 from idlora.training.miniature.workshop import ADAPTER_FILE, Workshop, network_kinds
@@ -36,7 +36,7 @@ def card() -> ModelCard:
             guidance=Guidance(
                 text=TextGuidance(video=1.0, audio=3.0),
                 identity=IdentityGuidance(scale=1.0),
-                stg=STGuidance(scale=0.0, blocks=()),
+                stg=STGuidance(scale=0.0, blocks=(4,)),
                 modality=ModalityGuidance(scale=1.0),
             ),
             mask_reference_to_video=True,
@@ -50,13 +50,12 @@ def export(shop: Workshop, folder: Path, *, learned_vocoder: bool = False) -> No
     parts = {name: shop.load(name, kind) for name, kind in network_kinds().items()}
     vocoder = _vocoder(shop) if learned_vocoder else GriffinLimVocoder()
     complete = Components(vae=video.vae, audio_vae=audio.vae, vocoder=vocoder, tokenizer=shop.tokenizer(), **parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_components(folder, complete, torch.bfloat16)
     adapter = shop.model / ADAPTER_FILE
-    if adapter.exists():
-        weights = read_adapter(adapter)
-        inject_adapter(parts["transformer"], weights).save(folder / ADAPTER_FILE)
-    write_card(folder, replace(card(), adapter=ADAPTER_FILE if adapter.exists() else ""))
+    with replacing_folder(folder) as fresh_folder:
+        save_components(fresh_folder, complete, torch.bfloat16)
+        if adapter.exists():
+            write_adapter(fresh_folder / ADAPTER_FILE, read_adapter(adapter))
+        write_card(fresh_folder, replace(card(), adapter=ADAPTER_FILE if adapter.exists() else ""))
 
 
 def _vocoder(shop: Workshop) -> Any:

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idlora.errors import TrainingError
-from idlora.files import replacing
+from idlora.files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +146,7 @@ class Trainer:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = value.contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.state_file) as path:
-            save_file(tensors, path, metadata={"step": str(self.step)})
+        write_tensors(self.state_file, tensors, {"step": str(self.step)})
 
     @torch.no_grad()
     def _load(self) -> None:
