@@ -248,3 +248,10 @@ def test_what_ships_with_the_package_is_small_and_safe() -> None:
     assert sum(path.stat().st_size for path in assets if path.suffix != ".pyc") < 5e6
     assert sum(path.stat().st_size for path in weights) < 40e6
     assert {path.suffix for path in weights} <= {".safetensors", ".json", ".md", ".model", ".txt"}
+
+
+def test_the_tree_of_contributing_names_every_module() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("src/idlora/\n")[1].split("\ntests/")[0]
+    named = sorted(re.findall(r"\w+\.py\b", tree))
+    there = sorted(path.name for path in SOURCES if path.name != "__init__.py")
+    assert named == there
