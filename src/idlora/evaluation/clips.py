@@ -46,7 +46,7 @@ class Plan:
     enrolments: int = 3
     reference_seconds: float = 3.0
     world_clips: int = 600
-    batch: int = 1
+    batch: int = 4
 
     def __post_init__(self) -> None:
         limits = {

@@ -143,7 +143,7 @@ def _start_decoder(decoder: Any, parts: list[Components], metric: Tensor) -> Non
 def _colour_metric(patch_size: int) -> Tensor:
     """Map (D, D) of a patch's values (colour, column, row) under which purple against green counts `PURPLE` times.
 
-    It is what sets the inside of mouths apart (`reader.py`), and hardly a hundredth of a picture's variance.
+    It is what sets the inside of mouths apart (`reader.py`), and little of a picture's variance.
     """
     axis = torch.tensor([0.5, -1.0, 0.5])
     axis = axis / axis.norm()

@@ -37,6 +37,7 @@ from idlora.training.miniature.workshop import ADAPTER_FILE, Workshop, network_k
 logger = logging.getLogger(__name__)
 
 ADAPTER_RANK = 32
+ADAPTER_SIGMA = 0.5  # mean logit: how a voice sounds is decided at lower noise than which word is said
 CODEC_CLIPS = {"mel": 2000, "frames": 2000, "waves": 1000}
 LINEAR_CLIPS = 160  # from which the video autoencoder's principal components are computed
 
@@ -238,7 +239,9 @@ def _adapter(shop: Workshop, run: Run) -> None:
     networks.requires_grad_(requires_grad=False)
     adapter = _begin_adapter(shop, networks["transformer"])
     networks.to(shop.device)
-    loss = _diffusion_loss(shop, networks, Recipe(batch=16, seed=run.schedule.seed + 3), reference=True)
+    loss = _diffusion_loss(
+        shop, networks, Recipe(batch=16, sigma_mean=ADAPTER_SIGMA, seed=run.schedule.seed + 3), reference=True
+    )
     _fit(networks, loss, shop, run)
     adapter.save(shop.model / ADAPTER_FILE, torch.float32)
 
