@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -336,14 +337,20 @@ def _compare_x0(stored: Stored, case: str, key: str, x0: X0) -> None:
 
 def run_weights(generation: Generation, stored: Stored) -> None:
     """The official file loads whole; where diffusers' layout is there too, both are the same network."""
-    ours = generation.transformer().state_dict()
+    network = generation.transformer()
+    ours = network.state_dict()
     for key, name in transformer_keys(stored.tensors).items():
         stored.compare("weights", key, ours[name], "exact")
     layout = generation.folder / "model_diffusers"
     if layout.is_dir():
         from diffusers import LTX2VideoTransformer3DModel
 
-        theirs = LTX2VideoTransformer3DModel.from_pretrained(layout, torch_dtype=torch.float32).state_dict()
+        other = LTX2VideoTransformer3DModel.from_pretrained(layout, torch_dtype=torch.float32)
+        theirs = other.state_dict()
+        configs = [json.loads(each.to_json_string()) for each in (network, other)]
+        differing = [key for key, value in configs[0].items() if key[0] != "_" and configs[1].get(key) != value]
+        if differing:
+            raise ValueError(f"model_diffusers is configured otherwise: {', '.join(differing)}")
         if ours.keys() != theirs.keys():
             raise ValueError(f"model_diffusers has other weights: {sorted(ours.keys() ^ theirs.keys())[:3]}")
         for name, weight in ours.items():
