@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,25 @@ def test_an_unknown_or_early_stage_is_refused_with_what_to_do(tmp_path: Path) ->
         schedule_of("adaptor")
     with pytest.raises(TrainingError, match="run the stage that trains it first"):
         train("adapter", Workshop(tmp_path))
+
+
+def test_what_the_work_folder_lacks_is_read_from_the_starting_weights(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLLTX2Audio
+
+    first, second = components.audio_vae(), components.audio_vae()
+    first.save_pretrained(tmp_path / "start" / "audio_vae")
+    shop = Workshop(tmp_path / "work", tmp_path / "start")
+    assert torch.equal(shop.load("audio_vae", AutoencoderKLLTX2Audio).encoder.conv_in.conv.weight, conv_of(first))
+    second.save_pretrained(tmp_path / "work" / "model" / "audio_vae")
+    assert torch.equal(shop.load("audio_vae", AutoencoderKLLTX2Audio).encoder.conv_in.conv.weight, conv_of(second))
+    assert shop.adapter_file() is None
+    (tmp_path / "start" / "adapter.safetensors").touch()
+    assert shop.adapter_file() == tmp_path / "start" / "adapter.safetensors"
+
+
+def conv_of(vae: Any) -> Tensor:
+    weight: Tensor = vae.encoder.conv_in.conv.weight
+    return weight
 
 
 def test_a_pool_makes_only_the_chunks_that_are_missing(tmp_path: Path) -> None:

@@ -45,17 +45,17 @@ def card() -> ModelCard:
 
 
 def export(shop: Workshop, folder: Path, *, learned_vocoder: bool = False) -> None:
-    """Write the work folder's model as one that ships: bfloat16, with its card and its adapter if there is one."""
+    """Write the work folder's model as one that ships: bfloat16, with card and adapter; the start completes it."""
     video, audio = shop.video_codec(), shop.audio_codec()
     parts = {name: shop.load(name, kind) for name, kind in network_kinds().items()}
     vocoder = _vocoder(shop) if learned_vocoder else GriffinLimVocoder()
     complete = Components(vae=video.vae, audio_vae=audio.vae, vocoder=vocoder, tokenizer=shop.tokenizer(), **parts)
-    adapter = shop.model / ADAPTER_FILE
+    adapter = shop.adapter_file()
     with replacing_folder(folder) as fresh_folder:
         save_components(fresh_folder, complete, torch.bfloat16)
-        if adapter.exists():
+        if adapter is not None:
             write_adapter(fresh_folder / ADAPTER_FILE, read_adapter(adapter))
-        write_card(fresh_folder, replace(card(), adapter=ADAPTER_FILE if adapter.exists() else ""))
+        write_card(fresh_folder, replace(card(), adapter="" if adapter is None else ADAPTER_FILE))
 
 
 def _vocoder(shop: Workshop) -> Any:

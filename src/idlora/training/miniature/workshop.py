@@ -31,7 +31,8 @@ class Workshop:
 
     Attributes:
         work: the work folder.
-        start: a finished model folder whose components are the starting weights; None = fresh or as in `work`.
+        start: a finished model folder: what a stage trains starts from it, and what the work folder lacks is read from
+            it; None = fresh or as in `work`.
         clips: how many world clips the base and the adapter are trained on.
         compile: compile the transformer block by block (needs a C++ compiler).
         device: where networks are trained and codecs encode.
@@ -53,14 +54,20 @@ class Workshop:
         return self.work / "model"
 
     def load(self, name: str, kind: Any) -> Any:
-        """A finished component of the work folder.
+        """A finished component of the work folder, or else of the starting weights.
 
         Raises:
             TrainingError: the stage that makes it has not run.
         """
-        if not (self.model / name / "config.json").exists():
-            raise TrainingError(f"{self.model / name} is missing; run the stage that trains it first")
-        return kind.from_pretrained(self.model / name)
+        for folder in (self.model, self.start):
+            if folder is not None and (folder / name / "config.json").exists():
+                return kind.from_pretrained(folder / name)
+        raise TrainingError(f"{self.model / name} is missing; run the stage that trains it first, or give --from")
+
+    def adapter_file(self) -> Path | None:
+        """The adapter of the work folder, or else of the starting weights; None if neither has one."""
+        files = [folder / ADAPTER_FILE for folder in (self.model, self.start) if folder is not None]
+        return next((file for file in files if file.exists()), None)
 
     def begin(self, name: str, kind: Any, build: Callable[[], Any]) -> Any:
         """A component to train: from `start` if given, else as an earlier stage left it, else fresh (seeded)."""
