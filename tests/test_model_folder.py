@@ -62,6 +62,13 @@ def test_saving_leaves_the_pipeline_and_its_adapter_as_they_were(tmp_path: Path)
     assert digest(other(PROMPT, voice=voice())) != before
 
 
+def test_a_saved_model_does_not_tell_where_it_was_loaded_from(saved: Path, tmp_path: Path) -> None:
+    IDLoraPipeline.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    configs = list((tmp_path / "again").rglob("*.json"))
+    assert len(configs) > 6
+    assert not [path for path in configs if str(saved) in path.read_text(encoding="utf-8")]
+
+
 def test_weights_can_be_stored_smaller(saved: Path, tmp_path: Path) -> None:
     pipeline().save_pretrained(tmp_path / "half", dtype=torch.float16)
     sizes = [

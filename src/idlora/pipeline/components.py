@@ -186,12 +186,20 @@ def save_components(folder: Path, components: Components, dtype: torch.dtype | N
     """
     for name, module in components.modules().items():
         module.save_pretrained(folder / name, safe_serialization=True)
+        _forget_origin(folder / name / "config.json")
         if dtype is not None:
             _cast_files(folder / name, module, dtype)
     components.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / INDEX_NAME, json.dumps(_index_of(components), indent=1) + "\n")
     for path in folder.rglob("*.safetensors"):
         path.chmod((folder / INDEX_NAME).stat().st_mode)  # safetensors lets nobody but the owner read
+
+
+def _forget_origin(path: Path) -> None:
+    """Take out the folder that a network was loaded from: it says nothing elsewhere, and much about this machine."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None) is not None:
+        write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def _index_of(components: Components) -> dict[str, Any]:
