@@ -15,7 +15,7 @@ from idlora.training.miniature.loop import Losses
 
 KL_WEIGHT = 1e-4
 DECODER_NOISE = 0.1  # added to latents of deviation 1: generated ones are not exact either
-LIPS_WEIGHT = 20.0
+LIPS_WEIGHT = 20.0  # of the colour that tells the inside of a mouth; one value tried
 VIDEO_DECODER_NOISE = 0.05  # the same for pictures, whose least components are small
 
 

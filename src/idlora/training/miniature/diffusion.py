@@ -36,7 +36,7 @@ class Recipe:
         first_frame: share of clips whose first latent frame is given. It also tells the time: attention knows times
             only by their differences, and in noise alone nothing tells which word is due.
         sigma_mean: mean of the normal distribution whose logistic is sigma (deviation 1); high, because which word is
-            said and by whom is decided in noise, and below 0.8 it can be heard.
+            said is decided in noise, and below 0.8 it can be heard.
         reference_dropout: share of steps without reference, which trains the no-reference pass.
         seconds: shortest and longest reference.
     """

@@ -37,7 +37,7 @@ from idlora.training.miniature.workshop import ADAPTER_FILE, Workshop, network_k
 logger = logging.getLogger(__name__)
 
 ADAPTER_RANK = 32
-ADAPTER_SIGMA = 0.5  # mean logit: how a voice sounds is decided at lower noise than which word is said
+ADAPTER_SIGMA = 0.5  # mean logit; a guess that voices are decided at lower noise than words, not tested by itself
 CODEC_CLIPS = {"mel": 2000, "frames": 2000, "waves": 1000}
 LINEAR_CLIPS = 160  # from which the video autoencoder's principal components are computed
 
