@@ -90,7 +90,7 @@ def evaluate(
         "runs/evaluation"
     ),
     model: Annotated[str, typer.Option(help="`miniature` or a model folder.")] = "miniature",
-    rows: Annotated[list[str] | None, typer.Option(help="Groups of rows; all by default.")] = None,
+    rows: Annotated[list[str] | None, typer.Option(help="Groups of rows; all but validation by default.")] = None,
     speakers: Annotated[int | None, typer.Option(min=2, help="Speakers of each split; the protocol's 40.")] = None,
 ) -> None:
     """Measure a miniature by the protocol of docs/miniature.md; a second call goes on where the first stopped."""
@@ -103,5 +103,5 @@ def evaluate(
     logging.getLogger("idlora").setLevel(logging.INFO)
     pipe = IDLoraPipeline.from_pretrained(model)
     plan = Plan() if speakers is None else Plan(speakers=speakers)
-    results = protocol.run(Subject.of(pipe, {"name": model, **pipe.digests}), out, rows or tuple(protocol.GROUPS), plan)
+    results = protocol.run(Subject.of(pipe, {"name": model, **pipe.digests}), out, rows or protocol.PROTOCOL, plan)
     print(table(results))

@@ -30,16 +30,19 @@ GROUPS: Mapping[str, Callable[[Bench], list[Row]]] = {
     "vocoder": lambda bench: vocoder_rows(bench.plan, bench.store, bench.judges, vocoders(bench.subject.codec)),
     "voice": lambda bench: voice_rows(bench, "test"),
     "wrong": lambda bench: wrong_rows(bench, "test"),
-    "held-out": lambda bench: _held_out(bench, "held-out voice"),
+    "held-out": lambda bench: _other(bench, "held-out voice"),
+    "validation": lambda bench: _other(bench, "validation"),
 }
+
+PROTOCOL = tuple(name for name in GROUPS if name != "validation")  # what steers training is no result
 
 
 def _codec(bench: Bench, split: Split) -> list[Row]:
     return codec_rows(bench.plan, bench.store, bench.judges, bench.subject.codec, split)
 
 
-def _held_out(bench: Bench, split: Split) -> list[Row]:
-    """The rows of codec, voice and wrong reference on speakers made of a voice that training never heard."""
+def _other(bench: Bench, split: Split) -> list[Row]:
+    """The rows of codec, voice and wrong reference on another split than the protocol's."""
     rows = [*_codec(bench, split), *voice_rows(bench, split), *wrong_rows(bench, split)]
     return [replace(row, measure=f"{split}: {row.measure}") for row in rows]
 
@@ -47,7 +50,7 @@ def _held_out(bench: Bench, split: Split) -> list[Row]:
 def run(
     subject: Subject,
     out: Path,
-    groups: Sequence[str] = tuple(GROUPS),
+    groups: Sequence[str] = PROTOCOL,
     plan: Plan | None = None,
     judges: Judges | None = None,
 ) -> list[Row]:
@@ -58,7 +61,7 @@ def run(
     Args:
         subject: pipeline, codec and settings.
         out: folder, made if it is missing.
-        groups: names in `GROUPS`.
+        groups: names in `GROUPS`; all but `validation` by default.
         plan: size; the whole protocol by default.
         judges: Resemblyzer and pocketsphinx by default.
 

@@ -35,8 +35,8 @@ class Recipe:
         text_dropout: share of clips with an empty prompt, which trains the negative pass.
         first_frame: share of clips whose first latent frame is given. It also tells the time: attention knows times
             only by their differences, and in noise alone nothing tells which word is due.
-        sigma_mean: mean of the normal distribution whose logistic is sigma (deviation 1); high, because which word is
-            said is decided in noise, and below 0.8 it can be heard.
+        sigma_mean, sigma_deviation: of the normal distribution whose logistic is sigma. As wide as the sampler's steps:
+            which word is said is decided above 0.8, how it sounds below 0.5.
         reference_dropout: share of steps without reference, which trains the no-reference pass.
         seconds: shortest and longest reference.
     """
@@ -44,7 +44,8 @@ class Recipe:
     batch: int = 24
     text_dropout: float = 0.1
     first_frame: float = 0.9
-    sigma_mean: float = 1.6
+    sigma_mean: float = 0.9
+    sigma_deviation: float = 1.5
     reference_dropout: float = 0.1
     seconds: tuple[float, float] = (1.0, 5.0)
     seed: int = 0
@@ -103,7 +104,7 @@ class DiffusionLoss:
             audio=audio.to(there),
             video_noise=torch.randn(video.shape, generator=noise).to(there),
             audio_noise=torch.randn(audio.shape, generator=noise).to(there),
-            sigmas=torch.sigmoid(torch.randn(len(clips), generator=noise) + self.recipe.sigma_mean).to(there),
+            sigmas=self._sigmas(noise).to(there),
             video_positions=video_positions(size, FRAME_RATE, there),
             audio_positions=audio_positions(audio.shape[1], there),
             context=self.prompts.context(ids, mask),
@@ -113,6 +114,10 @@ class DiffusionLoss:
         )
         words = in_key_order(spoken_words(ids, self.prompts.tokenizer), mask)
         return _Drawn(batch, self.pools.spoken.batch(clips).to(there), words.to(there))
+
+    def _sigmas(self, noise: torch.Generator) -> Tensor:
+        logits = torch.randn(self.recipe.batch, generator=noise)
+        return torch.sigmoid(self.recipe.sigma_mean + self.recipe.sigma_deviation * logits)  # (B,)
 
     def _text(self, rng: np.random.Generator, clips: Indices) -> tuple[Tensor, Tensor]:
         rows = self.pools.text.batch(clips)  # (B, captions, S)
