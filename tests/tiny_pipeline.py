@@ -147,6 +147,32 @@ def components(generation: str = "2.3", seed: int = 0) -> Components:
     return made
 
 
+def real_vocoder(generation: str) -> Any:
+    """Of the class that the generation is published with."""
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
+
+    if generation == "2.0":
+        small = {"hidden_channels": 32, "upsample_kernel_sizes": [16, 15, 8], "upsample_factors": [6, 5, 8]}
+        return LTX2Vocoder(**small)
+    small = {"hidden_channels": 32, "upsample_kernel_sizes": [11, 8, 4], "upsample_factors": [5, 8, 4]}
+    wider = {"bwe_hidden_channels": 32, "bwe_upsample_kernel_sizes": [12, 11, 8], "bwe_upsample_factors": [6, 5, 8]}
+    return LTX2VocoderWithBWE(**small, **wider)
+
+
+def upsampler(*, rational: bool = False) -> Any:
+    from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
+
+    sizes = {"in_channels": VIDEO_CHANNELS, "mid_channels": 32, "num_blocks_per_stage": 1}
+    return LTX2LatentUpsamplerModel(**sizes, use_rational_resampler=rational).eval()
+
+
+def real_components(generation: str) -> Components:
+    """Components with the vocoder that the generation is published with, and an upscaler."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return replace(components(generation), vocoder=real_vocoder(generation), latent_upsampler=upsampler())
+
+
 def adapter_for(network: Any, seed: int = 1) -> AdapterWeights:
     """Random weights of an identity adapter that fits; the network is left as it was."""
     with torch.random.fork_rng():

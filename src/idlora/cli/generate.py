@@ -49,7 +49,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     """The pipeline that the options of the panel Model name."""
     import torch
 
-    from idlora.pipeline import IDLoraPipeline
+    from idlora.pipeline import IDLoraPipeline, Parts
 
     quieten()
     if values["dtype"] not in _DTYPES:
@@ -60,6 +60,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
         adapter_strength=values["adapter_strength"],
         device=checked_device(values["device"]),
         dtype=getattr(torch, values["dtype"]),
+        parts=Parts(values["text_encoder"], values["upsampler"], values["transformer"]),
     )
 
 

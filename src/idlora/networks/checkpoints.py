@@ -106,6 +106,41 @@ def diffusers_config(official: Mapping[str, Any]) -> dict[str, Any]:
     return config | dict(official_generation(official).config)
 
 
+# Official settings that say the same in every published file; Lightricks' loader checks them.
+_ALWAYS: Mapping[str, Any] = {
+    "dropout": 0.0,
+    "num_vector_embeds": None,
+    "num_embeds_ada_norm": 1000,
+    "use_linear_projection": False,
+    "only_cross_attention": False,
+    "cross_attention_norm": True,
+    "double_self_attention": False,
+    "upcast_attention": False,
+    "standardization_norm": "rms_norm",
+    "qk_norm": "rms_norm",
+    "positional_embedding_type": "rope",
+    "use_audio_video_cross_attention": True,
+    "share_ff": False,
+    "av_cross_ada_norm": True,
+    "use_middle_indices_grid": True,
+    "attention_type": "default",
+}
+
+
+def official_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers transformer configuration as an official one; the inverse of `diffusers_config`."""
+    official = {name: config[theirs] for name, theirs in _SAME.items()} | dict(_ALWAYS)
+    official |= {
+        "positional_embedding_max_pos": [config["pos_embed_max_pos"], config["base_height"], config["base_width"]],
+        "audio_positional_embedding_max_pos": [config["audio_pos_embed_max_pos"]],
+        "frequencies_precision": "float64" if config["rope_double_precision"] else "float32",
+    }
+    if not config["cross_attn_mod"]:
+        return official
+    since_2_3 = ("apply_gated_attention", "cross_attention_adaln", "caption_proj_before_connector")
+    return official | dict.fromkeys(since_2_3, True)
+
+
 def read_official_config(path: Path) -> dict[str, Any]:
     """The transformer's configuration in the metadata of an official single file.
 
@@ -134,6 +169,17 @@ def open_weights(path: Path) -> Any:
         raise WeightsError(message) from error
 
 
+def aligned(module: Any) -> Any:
+    """Move weights that lie askew in a mapped file: matrix products round differently there, so bytes would differ."""
+    for parameter in module.parameters():
+        if parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
+    return module
+
+
+_ALIGNMENT = 64  # bytes, as torch allocates
+
+
 def read_official_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The transformer's weights of an official single file under diffusers' names."""
     with open_weights(path) as file:
@@ -156,7 +202,7 @@ def load_official_transformer(path: Path, dtype: torch.dtype = torch.float32) ->
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     check_fit(shapes, transformer, path.name)
     transformer.load_state_dict(weights, assign=True)
-    return transformer.eval()
+    return aligned(transformer).eval()
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], transformer: Any, source: str) -> None:

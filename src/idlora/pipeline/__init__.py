@@ -7,11 +7,13 @@ from idlora.pipeline.inputs import Request
 from idlora.pipeline.output import Result
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.settings import Settings, read_settings, settings_from_json, settings_to_json
+from idlora.pipeline.sources import Parts
 
 __all__ = [
     "Components",
     "IDLoraPipeline",
     "ModelCard",
+    "Parts",
     "Request",
     "Result",
     "Settings",

@@ -22,21 +22,15 @@ from idlora.networks.adapter import Adapter, AdapterWeights, inject_adapter, rea
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import generation_of
 from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.single_file import write_single_file
 from idlora.networks.text import PromptEncoder
 from idlora.pipeline.card import ModelCard, official_card, read_card, write_card
-from idlora.pipeline.components import (
-    PACKAGED,
-    Components,
-    load_components,
-    model_folder,
-    replacing_folder,
-    save_components,
-    weights_digests,
-)
+from idlora.pipeline.components import Components, replacing_folder, save_components
 from idlora.pipeline.generation import Codecs, Sampling, Texts, decode, denoise, noise, prepare, schedule
 from idlora.pipeline.inputs import Inputs, Picture, Recording, Request, read_inputs
 from idlora.pipeline.output import Result
 from idlora.pipeline.settings import Options, Settings, with_options
+from idlora.pipeline.sources import PACKAGED, Parts, load_model, model_path, weights_digests
 
 _ADAPTER_NAME = "adapter.safetensors"
 
@@ -85,8 +79,11 @@ class IDLoraPipeline:
         adapter_strength: float | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        parts: Parts | None = None,
     ) -> Self:
-        """Load a model: `miniature`, a folder in diffusers' layout, or a repository of the hub.
+        """Load a model: `miniature`, a folder or hub repository in diffusers' layout, or an official single file.
+
+        The generation is told by the weights' configuration.
 
         Args:
             name: which model.
@@ -94,19 +91,20 @@ class IDLoraPipeline:
             adapter_strength: 1 = as trained; instead of the card's.
             device: where the networks run.
             dtype: of their weights.
+            parts: text encoder and spatial upscaler from elsewhere; a single file needs a text encoder.
 
         Raises:
             WeightsError: the model or the adapter is missing, damaged or of another generation.
         """
-        with model_folder(name) as folder:
-            components = load_components(folder, dtype)
-            card = read_card(folder, generation_of(components.transformer.config))
+        with model_path(name) as path:
+            components = load_model(path, dtype, parts or Parts())
+            card = read_card(path, generation_of(components.transformer.config))
             if adapter_strength is not None:
                 card = replace(card, adapter_strength=adapter_strength)
-            file = Path(adapter) if adapter is not None else folder / card.adapter if card.adapter else None
+            file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
             card = replace(card, adapter="" if file is None else file.name)
-            origins = _digests_of(folder, file)
+            origins = _digests_of(path, file)
         return cls(components, card, weights, device=device, origins=origins)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
@@ -125,6 +123,16 @@ class IDLoraPipeline:
             with self._bare():
                 save_components(fresh, self.components, dtype)
             write_card(fresh, replace(self.card, adapter=_ADAPTER_NAME if self.adapter else ""))
+
+    def save_single_file(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write transformer, connectors, autoencoders and vocoder as one official file, without adapter and Gemma.
+
+        Raises:
+            WeightsError: the generation has no official single files (2.5).
+            OutputError: the file cannot be written.
+        """
+        with self._bare():
+            write_single_file(Path(path), self.components.modules(), dtype)
 
     def __call__(
         self,
@@ -241,12 +249,12 @@ class IDLoraPipeline:
         return {"prompt": inputs.prompt.text(), "inputs": dict(inputs.origins), "model": model}
 
 
-def _digests_of(folder: Path, adapter: Path | None) -> Callable[[], Mapping[str, str]]:
+def _digests_of(source: Path, adapter: Path | None) -> Callable[[], Mapping[str, str]]:
     """Reading gigabytes takes its time, so it is put off until a sidecar wants the digests."""
 
     def digests() -> dict[str, str]:
-        found = weights_digests(folder)
-        return found if adapter is None or adapter.parent == folder else found | {adapter.name: sha256_of(adapter)}
+        found = weights_digests(source)
+        return found if adapter is None or adapter.parent == source else found | {adapter.name: sha256_of(adapter)}
 
     return digests
 

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model comes from: the package, a folder, the hub, or an official single file with a Gemma folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from idlora.errors import WeightsError
+from idlora.files import sha256_of
+from idlora.networks.single_file import load_single_file, load_upsampler
+from idlora.pipeline.components import (
+    INDEX_NAME,
+    UPSAMPLER,
+    Components,
+    first_line,
+    load_component,
+    load_components,
+    load_tokenizer,
+)
+
+PACKAGED = "miniature"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model is made of beside its main folder or file.
+
+    Attributes:
+        text_encoder: folder of Gemma with its tokenizer, as transformers saves it; an official single file needs one.
+        upsampler: official file, or folder of diffusers' layout, of the spatial upscaler that `two-stage` and `hq` use.
+        transformer: subfolder of the transformer; LTX-2.5 has the full one in `transformer_full`.
+    """
+
+    text_encoder: str | os.PathLike[str] | None = None
+    upsampler: str | os.PathLike[str] | None = None
+    transformer: str = "transformer"
+
+
+@contextmanager
+def model_path(name: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where a model is: `miniature` (in the package), a local folder or single file, or a repository of the hub.
+
+    Raises:
+        WeightsError: there is nothing of that name, and it cannot be fetched.
+    """
+    if str(name) == PACKAGED:
+        with as_file(files("idlora").joinpath(f"weights/{PACKAGED}")) as folder:
+            yield _with_index(folder)
+    elif Path(name).is_dir():
+        yield _with_index(Path(name))
+    elif Path(name).is_file():
+        yield Path(name)
+    else:
+        yield _with_index(_fetched(str(name)))
+
+
+def _with_index(folder: Path) -> Path:
+    if not (folder / INDEX_NAME).is_file():
+        raise WeightsError(f"{folder} has no {INDEX_NAME}; a folder in diffusers' layout is needed")
+    return folder
+
+
+def _fetched(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise WeightsError(
+            f"there is no model {name}; use {PACKAGED!r}, a folder, a single file, or a hub id owner/name"
+        )
+    wanted = ["*.json", "*.model", "*/*.json", "*/*.jinja", "*/*.model", "*/*.safetensors", "adapter*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = first_line(error)
+        raise WeightsError(
+            f"{name} is no folder here and cannot be fetched ({reason}); check the name and the network, or fetch it "
+            "elsewhere and give its folder"
+        ) from error
+
+
+def load_model(path: Path, dtype: torch.dtype, parts: Parts) -> Components:
+    """The components of a folder or of a single file.
+
+    Raises:
+        WeightsError: something is missing, damaged, or none of what can be loaded.
+    """
+    components = _load_single(path, dtype, parts) if path.is_file() else _load_folder(path, dtype, parts)
+    if parts.upsampler is None:
+        return components
+    return replace(components, latent_upsampler=_load_upsampler(Path(parts.upsampler), dtype))
+
+
+def _load_folder(folder: Path, dtype: torch.dtype, parts: Parts) -> Components:
+    components = load_components(folder, dtype, parts.transformer)
+    if parts.text_encoder is None:
+        return components
+    encoder, tokenizer = _load_gemma(Path(parts.text_encoder), dtype)
+    return replace(components, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def _load_single(path: Path, dtype: torch.dtype, parts: Parts) -> Components:
+    if parts.text_encoder is None:
+        raise WeightsError(f"{path.name} holds no text encoder; give the folder of Gemma 3 (--text-encoder)")
+    networks = load_single_file(path, dtype)
+    encoder, tokenizer = _load_gemma(Path(parts.text_encoder), dtype)
+    return Components(**networks, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def _load_gemma(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Encoder and tokenizer; a model's `text_encoder` folder has the tokenizer beside it."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"{folder} is no folder of a text encoder as transformers saves it ({error!r}); give Gemma's"
+        raise WeightsError(message) from error
+    home = folder.parent / "tokenizer" if not list(folder.glob("tokenizer*")) else folder
+    return load_component(folder, "text_encoder", kind, dtype), load_tokenizer(home)
+
+
+def _load_upsampler(path: Path, dtype: torch.dtype) -> Any:
+    if path.is_dir():
+        return load_component(path, UPSAMPLER, "LTX2LatentUpsamplerModel", dtype)
+    return load_upsampler(path, dtype)
+
+
+def weights_digests(source: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every safetensors file below a folder by its relative path."""
+    if source.is_file():
+        return {source.name: _digest(source)}
+    return {path.relative_to(source).as_posix(): _digest(path) for path in sorted(source.rglob("*.safetensors"))}
+
+
+def _digest(path: Path) -> str:
+    # The hub's cache links to files that are named by their SHA-256; reading gigabytes again would tell no more.
+    target = path.resolve().name
+    return target if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", target) else sha256_of(path)
