@@ -27,11 +27,12 @@ PROMPT = "[SPEECH] river garden"
 
 # The promise to users: an option is added here on purpose, and none goes away unseen.
 OPTIONS = """
---prompt --image --voice --negative-prompt --settings --out --frames --height --width --fps --steps --seed --sampler
---shift --text-video-scale --text-audio-scale --text-star/--no-text-star --text-interval --identity-scale
---identity-base/--no-identity-base --identity-interval --stg-scale --stg-blocks --stg-interval
---modality-scale --modality-interval --rescale --reference-mask/--no-reference-mask --position-rounding
---official-noise/--own-noise --voice-seconds --model --adapter --adapter-strength --device --dtype
+--prompt --image --voice --negative-prompt --preset --settings --out --frames --height --width --fps --steps --sigmas
+--refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale --text-star/--no-text-star
+--text-interval --identity-scale --identity-base/--no-identity-base --identity-interval --stg-scale --stg-blocks
+--stg-interval --modality-scale --modality-interval --rescale --reference-mask/--no-reference-mask --position-rounding
+--official-noise/--own-noise --voice-seconds --model --text-encoder --upsampler --transformer --adapter
+--adapter-strength --distilled --distilled-strength --refine-strength --style --device --dtype
 """.split()
 
 
@@ -73,6 +74,8 @@ EXAMPLES = {
     "width": 128,
     "guidance.stg.blocks": "0, 1",
     "guidance.rescale": 0.5,
+    "sigmas": "1, 0.5, 0",
+    "refine.sigmas": "0.7,0.3, 0",
 }
 
 

@@ -2,6 +2,7 @@
 """The joint forward: equal to diffusers' own where that can do it, and lawful where it cannot."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ SIGMA = torch.tensor([0.3, 0.8])
 ALL = pytest.mark.parametrize("generation", ["2.0", "2.3", "2.5"])
 
 
-def diffusers_forward(generation: str, state: AVState, context: TextContext, **more: object) -> Prediction:
+def diffusers_forward(generation: str, state: AVState, context: TextContext, **more: Any) -> Prediction:
     net = tiny.transformer(generation)
     video, audio = net(
         hidden_states=state.video.tokens,
@@ -30,7 +31,7 @@ def diffusers_forward(generation: str, state: AVState, context: TextContext, **m
         timestep=state.video.timesteps(SIGMA) * 1000,
         audio_timestep=state.audio.timesteps(SIGMA) * 1000,
         sigma=SIGMA * 1000,
-        audio_sigma=SIGMA * 1000,
+        audio_sigma=more.pop("audio_sigma", SIGMA * 1000),
         video_coords=state.video.positions,
         audio_coords=state.audio.positions,
         use_cross_timestep=GENERATIONS[generation].cross_timestep,
@@ -65,6 +66,18 @@ def test_generation_is_read_from_the_configuration(generation: str) -> None:
 def test_plain_pass_equals_diffusers(generation: str) -> None:
     state, context = tiny.state(), tiny.context(generation)
     assert_same(model(generation).velocity(state, SIGMA, context), diffusers_forward(generation, state, context))
+
+
+@ALL
+@torch.no_grad()
+def test_a_frozen_stream_has_no_noise_whatever_the_other_has(generation: str) -> None:
+    state, context = tiny.state(num_reference=0), tiny.context(generation)
+    frozen = AVState(state.video, state.audio.freeze(state.audio.tokens))
+    ours = model(generation).velocity(frozen, SIGMA, context)
+    assert_same(ours, diffusers_forward(generation, frozen, context, audio_sigma=torch.zeros(2)))
+    given = AVState(state.video, replace(frozen.audio, frozen=False))  # as the official scripts have it
+    changed = distance(ours, model(generation).velocity(given, SIGMA, context))
+    assert changed == 0 if generation == "2.0" else changed > 1e-3
 
 
 @ALL

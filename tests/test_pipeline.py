@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def prepared(*requests: Request) -> AVState:
-    return prepare([read_inputs(request) for request in requests], pipeline().codecs, CPU)
+    return prepare([read_inputs(request) for request in requests], requests[0].settings, pipeline().codecs, CPU)
 
 
 def sampled(pipe: IDLoraPipeline, *requests: Request) -> AVState:
@@ -35,7 +35,7 @@ def sampled(pipe: IDLoraPipeline, *requests: Request) -> AVState:
     inputs = [read_inputs(request) for request in requests]
     common = requests[0].settings
     generators = generators_for([request.settings.seed for request in requests])
-    state = noise(prepare(inputs, pipe.codecs, CPU), generators)
+    state = noise(prepare(inputs, common, pipe.codecs, CPU), generators)
     sampling = Sampling(schedule(common, pipe.codecs.grid(common)), generators)
     with torch.no_grad():
         return denoise(pipe._model(common), state, pipe._encode(inputs, common), common, sampling)
@@ -102,7 +102,7 @@ def test_what_is_given_never_changes_by_sampling(sampler: Any) -> None:
 
 def test_the_given_first_frame_is_the_fitted_picture() -> None:
     state = prepared(Request(PROMPT, SETTINGS, PICTURE))
-    fitted = read_inputs(Request(PROMPT, SETTINGS, PICTURE)).picture
+    fitted = read_inputs(Request(PROMPT, SETTINGS, PICTURE)).pixels(64, 96)
     assert fitted is not None
     assert fitted.shape == (64, 96, 3)
     codec = pipeline().codecs.video
@@ -115,7 +115,9 @@ def test_a_picture_in_memory_is_read_like_its_file(tmp_path: Path) -> None:
     exif[0x0112] = 6  # lies on its side
     picture.save(tmp_path / "face.png", exif=exif)
     with Image.open(tmp_path / "face.png") as opened:
-        given = [read_inputs(Request(PROMPT, SETTINGS, image)).picture for image in (tmp_path / "face.png", opened)]
+        given = [
+            read_inputs(Request(PROMPT, SETTINGS, image)).pixels(64, 96) for image in (tmp_path / "face.png", opened)
+        ]
     assert given[0] is not None
     assert given[1] is not None
     assert np.array_equal(given[0], given[1])

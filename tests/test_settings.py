@@ -2,7 +2,7 @@
 """Settings: what they refuse, and that their JSON says them exactly."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, S
 from idlora.errors import IDLoraError, InputError, SettingsError, WeightsError
 from idlora.networks.generations import GENERATIONS
 from idlora.pipeline import Settings, read_settings, settings_from_json, settings_to_json
-from idlora.pipeline.card import CARD_NAME, ModelCard, read_card, write_card
-from idlora.pipeline.settings import Options, official_settings, with_options
+from idlora.pipeline.card import CARD_NAME, ModelCard, published_card, read_card, write_card
+from idlora.pipeline.presets import PRESETS, preset_settings
+from idlora.pipeline.settings import Options, Refinement, with_options
 
 finite = st.floats(-50, 50)
 share = st.floats(0, 1)
@@ -50,6 +51,9 @@ any_settings = st.builds(
     rounding=st.sampled_from(["none", "bf16-inference", "bf16-training"]),
     official_noise=st.booleans(),
     max_voice_seconds=st.floats(0.5, 60),
+    sigmas=st.sampled_from([(), (1.0, 0.0), (0.9, 0.5, 0.25, 0.0)]),
+    distilled=share,
+    refine=st.builds(Refinement, st.sampled_from([(), (0.7, 0.3, 0.0)]), share),
 )
 
 
@@ -136,8 +140,14 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_the_published_defaults_are_those_of_the_generation() -> None:
-    blocks = {name: official_settings(row).guidance.stg.blocks for name, row in GENERATIONS.items()}
-    assert blocks == {"2.0": (29,), "2.3": (29,), "2.5": (28,)}
+    blocks = {name: published_card(row).defaults.guidance.stg.blocks for name, row in GENERATIONS.items()}
+    assert blocks == {"2.0": (29,), "2.3": (28,), "2.5": (28,)}
+    official = {name: preset_settings("official", Settings(), row).guidance for name, row in GENERATIONS.items()}
+    assert {name: guidance.stg.blocks for name, guidance in official.items()} == {
+        "2.0": (29,),
+        "2.3": (29,),
+        "2.5": (28,),
+    }
 
 
 @given(any_settings)
@@ -148,9 +158,45 @@ def test_a_card_comes_back_from_its_folder(tmp_path_factory: pytest.TempPathFact
     assert read_card(folder, GENERATIONS["2.0"]) == card
 
 
-def test_a_folder_without_a_card_is_used_as_the_official_scripts_would(tmp_path: Path) -> None:
-    card = read_card(tmp_path, GENERATIONS["2.3"])
-    assert card == ModelCard(name=tmp_path.name, defaults=official_settings(GENERATIONS["2.3"]))
+def test_a_folder_without_a_card_is_used_as_its_weights_are_meant(tmp_path: Path) -> None:
+    generation = GENERATIONS["2.3"]
+    for distilled, name in ((False, "one-stage"), (True, "distilled")):
+        card = read_card(tmp_path, generation, distilled=distilled)
+        assert card == published_card(generation, tmp_path.name, distilled=distilled)
+        assert card.defaults == preset_settings(name, card.defaults, generation)
+        assert card.defaults.negative_prompt
+
+
+def test_presets_differ_as_their_table_says() -> None:
+    """The numbers of the official scripts and of Lightricks' own defaults (method.md 2.1 to 2.4, 1.6)."""
+    base = Settings(num_frames=49, height=256, width=320, frame_rate=24.0, negative_prompt="bad")
+    made = {name: preset_settings(name, base, GENERATIONS["2.3"]) for name in PRESETS}
+    for settings in made.values():
+        assert (settings.num_frames, settings.height, settings.width, settings.frame_rate) == (49, 256, 320, 24.0)
+        assert settings.negative_prompt == "bad"
+        assert preset_settings("one-stage", settings, GENERATIONS["2.3"]) == replace(
+            made["one-stage"], seed=settings.seed
+        )
+    one, official = made["one-stage"], made["official"]
+    assert (one.num_inference_steps, one.guidance.rescale, one.rounding) == (30, 0.7, "none")
+    assert (official.guidance.rescale, official.rounding, official.seed) == (0.0, "bf16-inference", 42)
+    assert made["two-stage"] == replace(one, refine=Refinement((0.909375, 0.725, 0.421875, 0.0), 0.8))
+    hq = made["hq"]
+    assert (hq.sampler, hq.num_inference_steps, hq.shift, hq.distilled) == ("res2s", 15, "by-size", 0.25)
+    assert hq.refine.distilled == 0.5
+    assert hq.guidance.text.star
+    distilled = made["distilled"]
+    assert len(distilled.sigmas) == 9
+    assert [any(term.weights()) for term in distilled.guidance.active_terms(0.9, 1)] == [True]
+    with pytest.raises(SettingsError, match="choose one of one-stage"):
+        preset_settings("fast", base, GENERATIONS["2.3"])
+
+
+@pytest.mark.parametrize("sigmas", [(1.0,), (1.0, 0.5), (0.5, 0.7, 0.0), (1.5, 0.0), (0.0,), (1.0, 1.0, 0.0)])
+def test_sigmas_must_descend_to_zero(sigmas: tuple[float, ...]) -> None:
+    for build in (lambda: Settings(sigmas=sigmas), lambda: Refinement(sigmas)):
+        with pytest.raises(SettingsError, match="descend from at most 1 to 0"):
+            build()
 
 
 @pytest.mark.parametrize("text", ["{", '{"vocabulry": []}', '{"adapter": "../x"}', '{"defaults": {"height": 0}}'])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny transformers of every generation with random weights, and inputs for them."""
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -43,6 +44,11 @@ def transformer(generation: str, num_layers: int = 2) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def fresh_transformer(generation: str) -> Any:
+    """The same network for a test that changes it."""
+    return deepcopy(transformer(generation))
 
 
 def normal(*shape: int, seed: int) -> Tensor:

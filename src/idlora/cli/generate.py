@@ -54,7 +54,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     quieten()
     if values["dtype"] not in _DTYPES:
         raise SettingsError(f"dtype {values['dtype']!r}; choose one of {', '.join(_DTYPES)}")
-    return IDLoraPipeline.from_pretrained(
+    pipe = IDLoraPipeline.from_pretrained(
         values["model"],
         adapter=values["adapter"],
         adapter_strength=values["adapter_strength"],
@@ -62,6 +62,20 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
         dtype=getattr(torch, values["dtype"]),
         parts=Parts(values["text_encoder"], values["upsampler"], values["transformer"]),
     )
+    if values["distilled"] is not None:
+        pipe.add_adapter("distilled", values["distilled"])
+    for number, style in enumerate(values["style"] or (), 1):
+        pipe.add_adapter(f"style {number}", *style_of(style))
+    return pipe
+
+
+def style_of(text: str) -> tuple[str, float]:
+    """File and strength of FILE or FILE:STRENGTH; a colon in front of what is no number belongs to the file."""
+    file, _, strength = text.rpartition(":")
+    try:
+        return (file, float(strength)) if file else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def checked_device(name: str) -> str:
@@ -89,10 +103,12 @@ def quieten() -> None:
 
 
 def chosen_settings(pipe: IDLoraPipeline, values: dict[str, Any]) -> Settings:
-    """The model's defaults, over them --settings, over these the options given."""
-    from idlora.pipeline import read_settings, settings_from_json
+    """The model's defaults, over them --preset, --settings and the options given, each over the ones before."""
+    from idlora.pipeline import preset_settings, read_settings, settings_from_json
 
     base = pipe.card.defaults
+    if values["preset"] is not None:
+        base = preset_settings(values["preset"], base, pipe.generation)
     if values["settings"] is not None:
         base = read_settings(values["settings"], base)
     return settings_from_json(settings_json(values), base)

@@ -46,6 +46,7 @@ TABLE = (
     Row("--image", Path, "First frame: any common picture.", INPUTS),
     Row("--voice", Path, "Whose voice: any sound or video file, 0.5 s or longer.", INPUTS),
     Row("--negative-prompt", str, "What text guidance leads away from.", INPUTS, "negative_prompt"),
+    Row("--preset", str, "one-stage, two-stage, hq, distilled or official; other options win.", INPUTS),
     Row("--settings", Path, "JSON file of settings, or a result's sidecar; options given here win.", INPUTS),
     Row("--out", Path, "MP4 file to write; a sidecar JSON comes beside it.", INPUTS, default=Path("out.mp4")),
     Row("--frames", int, "Number of frames, 8k + 1.", CLIP, "num_frames"),
@@ -53,6 +54,8 @@ TABLE = (
     Row("--width", int, "Pixels, a multiple of 32 (miniature: 24).", CLIP, "width"),
     Row("--fps", float, "Frames a second.", CLIP, "frame_rate"),
     Row("--steps", int, "Denoising steps.", CLIP, "num_inference_steps"),
+    Row("--sigmas", str, "Noise levels down to 0, such as 1,0.7,0.4,0, instead of steps.", CLIP, "sigmas"),
+    Row("--refine-sigmas", str, "Levels of a second stage at twice the size; empty is none.", CLIP, "refine.sigmas"),
     Row("--seed", int, "The same seed gives the same clip.", CLIP, "seed"),
     Row("--sampler", str, "euler, or res2s: two calls a step and fresh noise.", CLIP, "sampler"),
     Row("--shift", str, "Schedule: fixed (4,096 tokens) or by-size.", CLIP, "shift"),
@@ -103,6 +106,10 @@ TABLE = (
     Row("--transformer", str, "Its subfolder; LTX-2.5: transformer_full.", MODEL, default="transformer"),
     Row("--adapter", Path, "Identity adapter, instead of the model's own.", MODEL),
     Row("--adapter-strength", float, "1 = as trained.", MODEL),
+    Row("--distilled", Path, "The distilled adapter.", MODEL),
+    Row("--distilled-strength", float, "Of it in the first stage.", MODEL, "distilled"),
+    Row("--refine-strength", float, "Of it in the second stage.", MODEL, "refine.distilled"),
+    Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
     Row("--device", str, "cpu, cuda, ...", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
 )
@@ -137,15 +144,21 @@ def settings_json(values: Mapping[str, Any]) -> dict[str, Any]:
 def _leaves(row: Row, value: Any) -> dict[str, Any]:
     if row.kind is Interval:
         return {f"{row.setting}.lo": value[0], f"{row.setting}.hi": value[1]}
-    if row.setting == "guidance.stg.blocks":
-        return {row.setting: [_block(part) for part in value.split(",") if part.strip()]}
+    if row.setting in _LISTS:
+        return {row.setting: [_number(part, _LISTS[row.setting]) for part in value.split(",") if part.strip()]}
     return {row.setting: value}
 
 
-def _block(text: str) -> int | str:
-    """A block's number; anything else is left for the settings to refuse."""
-    text = text.strip()
-    return int(text) if text.isdecimal() else text
+# Settings that are lists of numbers, written with commas.
+_LISTS: Mapping[str, type[int] | type[float]] = {"guidance.stg.blocks": int, "sigmas": float, "refine.sigmas": float}
+
+
+def _number(text: str, kind: type[int] | type[float]) -> float | str:
+    """A number; anything else is left for the settings to refuse."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text.strip()
 
 
 def _plant(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -31,6 +31,16 @@ class LatentState:
     clean: Tensor  # (B, T, C) tokens to keep where the mask is 0
     num_reference: int = 0  # leading tokens that are reference
     valid: Tensor | None = None  # (B, T) bool, False on padding; None = every token is real
+    frozen: bool = False  # given as a whole and never denoised: its noise level is 0, whatever the other stream's
+
+    def level(self, sigma: Tensor | float) -> Tensor:
+        """Noise level (B,) of this stream when the sampler is at sigma."""
+        level = per_sample(sigma, self.tokens)
+        return torch.zeros_like(level) if self.frozen else level
+
+    def freeze(self, clean: Tensor) -> LatentState:
+        """The same stream with all of its tokens given."""
+        return replace(self, tokens=clean, clean=clean, denoise_mask=torch.zeros_like(self.denoise_mask), frozen=True)
 
     def timesteps(self, sigma: Tensor | float) -> Tensor:
         """Per-token timestep (B, T) = mask * sigma."""

@@ -72,7 +72,7 @@ class Subject:
     @classmethod
     def of(cls, pipe: IDLoraPipeline, model: Mapping[str, Any], settings: Settings | None = None) -> Subject:
         """A pipeline with its own settings unless others are given."""
-        base = pipe.adapter.disabled if pipe.adapter else nullcontext
+        base = pipe.adapters.without_identity
         return cls(pipe.generate_batch, ShippedCodec(pipe.codecs), settings or pipe.card.defaults, model, base)
 
     def settings_of(self, arm: Arm) -> Settings:

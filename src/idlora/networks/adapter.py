@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,12 @@ from torch import Tensor
 from idlora.errors import WeightsError
 from idlora.files import write_tensors
 from idlora.networks.checkpoints import open_weights, to_diffusers_key, to_official_key
+from idlora.networks.generations import generation_of
 
 logger = logging.getLogger(__name__)
 
 LORA_PREFIX = "diffusion_model."
+IDENTITY = "identity"
 _ATTENTIONS = ("audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 # The layers of every block that the published adapters change.
@@ -54,6 +57,11 @@ class AdapterWeights:
         """Rank of every layer."""
         return {name: layer.a.shape[0] for name, layer in self.layers.items()}
 
+    @property
+    def targets(self) -> set[str]:
+        """The layers without the blocks' numbers."""
+        return {re.sub(r"^transformer_blocks\.\d+\.", "", name) for name in self.layers}
+
 
 def read_adapter(path: Path) -> AdapterWeights:
     """Read an adapter in the published layout.
@@ -70,6 +78,9 @@ def read_adapter(path: Path) -> AdapterWeights:
     if not modules or tensors.keys() != expected:
         odd = _some(tensors.keys() ^ expected) or "nothing in it"
         raise WeightsError(f"{path} is not an adapter in the layout of ID-LoRA ({odd}); it needs lora_A, lora_B pairs")
+    spoilt = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if spoilt:
+        raise WeightsError(f"{path} holds numbers that are not finite ({_some(spoilt)}); fetch or train it again")
     layers = {}
     for module in sorted(modules):
         name = to_diffusers_key(module.removeprefix(LORA_PREFIX))
@@ -106,8 +117,12 @@ def check_adapter(transformer: Any, weights: AdapterWeights) -> None:
     """Refuse an adapter made for another network.
 
     Raises:
-        WeightsError: names layers that the network lacks or that have another shape there.
+        WeightsError: it says that it is of another generation, or names layers that the network lacks or that have
+            another shape there.
     """
+    made_for, generation = weights.metadata.get("generation"), generation_of(transformer.config).name
+    if made_for not in (None, generation):
+        raise WeightsError(f"the adapter is made for LTX-{made_for}, the model is LTX-{generation}; use a fitting one")
     unfit = []
     for name, layer in weights.layers.items():
         linear = _linear(transformer, name)
@@ -123,94 +138,124 @@ def check_adapter(transformer: Any, weights: AdapterWeights) -> None:
 class Adapter:
     """An adapter injected into a transformer as branches of their own, trainable and switchable.
 
-    Made by `inject_adapter` or `new_adapter`.
+    Made by `inject_adapter` or `new_adapter`. Several may stand in one transformer under different names; the branches
+    of a layer add up.
     """
 
-    def __init__(self, transformer: Any, layers: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, transformer: Any, layers: Mapping[str, Any], metadata: Mapping[str, str], name: str = IDENTITY
+    ) -> None:
         self._transformer = transformer
         self._layers = layers
         self.metadata = dict(metadata)
+        self.name = name
+        self.strength = next(iter(layers.values())).scaling[name]
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of the branches, A before B, layer by layer."""
-        return [part.weight for layer in self._layers.values() for part in _branch(layer)]
+        return [part.weight for layer in self._layers.values() for part in self._branch(layer)]
+
+    def _branch(self, layer: Any) -> tuple[Any, Any]:
+        return layer.lora_A[self.name], layer.lora_B[self.name]
+
+    def set_strength(self, strength: float) -> None:
+        """W x + strength * B A x from now on; 1 = as trained, 0 = the branches are not computed."""
+        for layer in self._layers.values():
+            layer.scaling[self.name] = strength
+            others = [name for name in layer.active_adapters if name != self.name]
+            _activate(layer, others if strength == 0 else [*others, self.name])
+        self.strength = strength
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The base alone inside this context. Which parameters want gradients is the same after it as before."""
-        wanted = [parameter.requires_grad for parameter in self.parameters()]
-        self._switch(on=False)
+    def at(self, strength: float) -> Iterator[None]:
+        """Another strength inside this context."""
+        before = self.strength
+        self.set_strength(strength)
         try:
             yield
         finally:
-            self._switch(on=True)
-            for parameter, requires_grad in zip(self.parameters(), wanted, strict=True):
-                parameter.requires_grad_(requires_grad)
+            self.set_strength(before)
 
-    def _switch(self, *, on: bool) -> None:
-        for layer in self._layers.values():
-            layer.enable_adapters(enabled=on)
+    def disabled(self) -> AbstractContextManager[None]:
+        """The network without this adapter inside this context."""
+        return self.at(0.0)
 
     def weights(self) -> AdapterWeights:
         """The branches' weights by layer, with scale 1; they share memory with the network."""
-        layers = {name: LowRank(*(part.weight for part in _branch(layer))) for name, layer in self._layers.items()}
+        layers = {name: LowRank(*(part.weight for part in self._branch(each))) for name, each in self._layers.items()}
         return AdapterWeights(layers, self.metadata)
 
     def save(self, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the adapter in the published layout; the metadata names rank and targets."""
+        """Write the adapter in the published layout; the metadata names generation, rank and targets."""
         weights = self.weights()
-        targets = sorted({name.split(".", 2)[-1] for name in weights.layers})
-        made = {"rank": str(max(weights.ranks.values())), "targets": json.dumps(targets), **self.metadata}
+        made = {
+            "generation": generation_of(self._transformer.config).name,
+            "rank": str(max(weights.ranks.values())),
+            "targets": json.dumps(sorted(weights.targets)),
+            **self.metadata,
+        }
         write_adapter(path, AdapterWeights(weights.layers, made), dtype)
 
     def remove(self) -> None:
         """Take the branches out; the transformer is as it was before the injection."""
         for name, layer in self._layers.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self._transformer.get_submodule(parent), child, layer.get_base_layer())
+            if set(layer.lora_A) == {self.name}:
+                parent, _, child = name.rpartition(".")
+                setattr(self._transformer.get_submodule(parent), child, layer.get_base_layer())
+            else:
+                layer.delete_adapter(self.name)
         self._layers = {}
-        if hasattr(self._transformer, "peft_config"):
+        self._transformer.peft_config.pop(self.name)
+        if not self._transformer.peft_config:
             del self._transformer.peft_config
 
 
-def _branch(layer: Any) -> tuple[Any, Any]:
-    return layer.lora_A[_NAME], layer.lora_B[_NAME]
+def _activate(layer: Any, names: list[str]) -> None:
+    """Choose the branches that are computed; which parameters want gradients stays as it is."""
+    parameters = [*layer.lora_A.parameters(), *layer.lora_B.parameters()]
+    wanted = [parameter.requires_grad for parameter in parameters]
+    layer.set_adapter([name for name in layer.lora_A if name in names], inference_mode=True)
+    for parameter, requires_grad in zip(parameters, wanted, strict=True):
+        parameter.requires_grad_(requires_grad)
 
 
-_NAME = "identity"
-
-
-def _inject(transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, str], strength: float = 1.0) -> Adapter:
-    """PEFT's branches at the named layers; the scale alpha / rank is the strength everywhere."""
+def _inject(transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, str], name: str) -> Adapter:
+    """PEFT's branches at the named layers, with scale 1 everywhere."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    if name in getattr(transformer, "peft_config", {}):
+        raise WeightsError(f"there is an adapter {name!r} already; give this one another name")
     rank = max(ranks.values())
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank * strength,
-        target_modules=list(ranks),
-        rank_pattern={name: value for name, value in ranks.items() if value != rank},
-        alpha_pattern={name: value * strength for name, value in ranks.items() if value != rank},
-    )
-    inject_adapter_in_model(config, transformer, adapter_name=_NAME)
-    layers = {name: transformer.get_submodule(name) for name in ranks}
-    return Adapter(transformer, layers, metadata)
+    odd = {layer: value for layer, value in ranks.items() if value != rank}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=odd, alpha_pattern=odd)
+    active = {layer: list(layer.active_adapters) for layer in transformer.modules() if hasattr(layer, "lora_A")}
+    inject_adapter_in_model(config, transformer, adapter_name=name)
+    layers = {layer: transformer.get_submodule(layer) for layer in ranks}
+    for layer, names in active.items():  # PEFT makes the newest the only active one
+        _activate(layer, [*names, name])
+    return Adapter(transformer, layers, metadata, name)
 
 
 def inject_adapter(
-    transformer: Any, weights: AdapterWeights, strength: float = 1.0, *, trainable: bool = False
+    transformer: Any,
+    weights: AdapterWeights,
+    strength: float = 1.0,
+    *,
+    name: str = IDENTITY,
+    trainable: bool = False,
 ) -> Adapter:
-    """Put an adapter beside its layers: W x + strength * B A x; 1 = as trained.
+    """Put an adapter beside its layers, and beside those that are there: W x + strength * B A x; 1 = as trained.
 
     Raises:
-        WeightsError: the adapter is one of another network; nothing has been changed then.
+        WeightsError: it is one of another network, or there is one of that name; nothing has been changed then.
     """
     check_adapter(transformer, weights)
-    adapter = _inject(transformer, weights.ranks, weights.metadata, strength)
+    adapter = _inject(transformer, weights.ranks, weights.metadata, name)
+    adapter.set_strength(strength)
     with torch.no_grad():
-        for name, branch in adapter.weights().layers.items():
-            branch.a.copy_(weights.layers[name].a)
-            branch.b.copy_(weights.layers[name].b)
+        for layer, branch in adapter.weights().layers.items():
+            branch.a.copy_(weights.layers[layer].a)
+            branch.b.copy_(weights.layers[layer].b)
     for parameter in adapter.parameters():
         parameter.requires_grad_(trainable)
     logger.debug("adapter injected into %d layers", len(weights.layers))
@@ -230,7 +275,7 @@ def new_adapter(
     transformer.requires_grad_(requires_grad=False)
     blocks = range(len(transformer.transformer_blocks))
     names = [f"transformer_blocks.{block}.{target}" for block in blocks for target in targets]
-    return _inject(transformer, dict.fromkeys(names, rank), metadata or {})
+    return _inject(transformer, dict.fromkeys(names, rank), metadata or {}, IDENTITY)
 
 
 Precision = Literal["fp32", "official-bf16"]

@@ -69,15 +69,32 @@ class VideoCodec:
         VideoGrid.of(frames.shape[1], frames.shape[2], frames.shape[3], self.vae)
         pixels = frames.to(self.vae.device).permute(0, 4, 1, 2, 3).to(self.vae.dtype) / 127.5 - 1.0
         latents = self.vae.encode(pixels).latent_dist.mode()  # (B, C, F', H', W')
-        scale = self.vae.config.scaling_factor / self.vae.latents_std
-        tokens: Tensor = (video_to_tokens(latents) - self.vae.latents_mean) * scale
-        return tokens
+        return self._normalised(video_to_tokens(latents))
+
+    @torch.no_grad()
+    def upscale(self, tokens: Tensor, grid: VideoGrid, upsampler: Any) -> Tensor:
+        """Tokens (B, T, C) of a grid to those of the grid of twice its height and width.
+
+        Args:
+            tokens: normalised.
+            grid: theirs.
+            upsampler: `LTX2LatentUpsamplerModel`, which works on latents that are not normalised.
+        """
+        latents = upsampler(self._latents(tokens, grid).to(upsampler.dtype))
+        return self._normalised(video_to_tokens(latents).to(self.vae.dtype))
+
+    def _normalised(self, tokens: Tensor) -> Tensor:
+        normalised: Tensor = (tokens - self.vae.latents_mean) * (self.vae.config.scaling_factor / self.vae.latents_std)
+        return normalised
+
+    def _latents(self, tokens: Tensor, grid: VideoGrid) -> Tensor:
+        tokens = tokens.to(self.vae.dtype) * (self.vae.latents_std / self.vae.config.scaling_factor)
+        return tokens_to_video(tokens + self.vae.latents_mean, (grid.frames, grid.height, grid.width))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: VideoGrid) -> Tensor:
         """Tokens (B, T, C) of a grid to uint8 frames (B, F, H, W, 3)."""
-        tokens = tokens.to(self.vae.dtype) * (self.vae.latents_std / self.vae.config.scaling_factor)
-        latents = tokens_to_video(tokens + self.vae.latents_mean, (grid.frames, grid.height, grid.width))
+        latents = self._latents(tokens, grid)
         pixels = self.vae.decode(latents).sample  # (B, 3, F, H, W)
         bytes_: Tensor = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return bytes_.permute(0, 2, 3, 4, 1)

@@ -18,7 +18,8 @@ class Generation:
     Attributes:
         stg: what a perturbed self-attention is: `skip` adds nothing, `value` passes the values through.
         cross_timestep: whether audio-video attention is modulated by the other stream's sigma (else by own timesteps).
-        stg_block: the block that ID-LoRA's one-stage script perturbs; for 2.5, which it does not know, Lightricks'.
+        stg_block: the block that Lightricks perturbs.
+        official_stg_block: the one that ID-LoRA's one-stage script perturbs; for 2.5, which it does not know, the same.
         config: diffusers' transformer settings in which the generations differ.
     """
 
@@ -26,6 +27,7 @@ class Generation:
     stg: STGMeaning
     cross_timestep: bool
     stg_block: int
+    official_stg_block: int
     config: Mapping[str, Any]
 
 
@@ -37,13 +39,14 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
     {
         row.name: row
         for row in (
-            Generation("2.0", stg="skip", cross_timestep=False, stg_block=29, config=_OLD),
-            Generation("2.3", stg="value", cross_timestep=True, stg_block=29, config=_NEW),
+            Generation("2.0", stg="skip", cross_timestep=False, stg_block=29, official_stg_block=29, config=_OLD),
+            Generation("2.3", stg="value", cross_timestep=True, stg_block=28, official_stg_block=29, config=_NEW),
             Generation(
                 "2.5",
                 stg="value",
                 cross_timestep=True,
                 stg_block=28,
+                official_stg_block=28,
                 config={**_NEW, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
             ),
         )

@@ -204,8 +204,9 @@ class JointModel:
     def _streams(self, state: AVState, sigma: Tensor, context: TextContext) -> tuple[StreamInputs, StreamInputs]:
         contexts, dtype = self._contexts(context), self._compute_dtype(sigma.device)
         video_rotary, audio_rotary = self.rotary_tables(state)
+        levels = state.video.level(sigma), state.audio.level(sigma)
         video = StreamInputs(
-            modulation=self._modulation(state.video, sigma, ""),
+            modulation=self._modulation(state.video, levels, ""),
             context=contexts[0],
             rotary=video_rotary[0],
             cross_rotary=video_rotary[1],
@@ -213,7 +214,7 @@ class JointModel:
             key_bias=_key_bias(state.video.valid, dtype),
         )
         audio = StreamInputs(
-            modulation=self._modulation(state.audio, sigma, "audio_"),
+            modulation=self._modulation(state.audio, levels[::-1], "audio_"),
             context=contexts[1],
             rotary=audio_rotary[0],
             cross_rotary=audio_rotary[1],
@@ -241,14 +242,17 @@ class JointModel:
         bias[:, : audio.num_reference] = torch.finfo(bias.dtype).min
         return bias
 
-    def _modulation(self, stream: LatentState, sigma: Tensor, prefix: str) -> Modulation:
-        """Embed the distinct timesteps of a stream; `prefix` names its modules."""
+    def _modulation(self, stream: LatentState, levels: tuple[Tensor, Tensor], prefix: str) -> Modulation:
+        """Embed the distinct timesteps of a stream; `levels` are its own noise level and the other stream's.
+
+        `prefix` names its modules. From 2.3 on audio-video attention goes by the other stream's level.
+        """
         net, dtype = self.transformer, self._dtype
-        rows, denoise = _distinct_timesteps(stream, sigma)
+        rows, denoise = _distinct_timesteps(stream, levels[0])
         scale = float(net.config.timestep_scale_multiplier)
-        rows, levels = rows * scale, sigma[:, None] * scale
+        rows, (own, other) = rows * scale, (level[:, None] * scale for level in levels)
         kind, gate = ("audio", "audio_v2a_gate") if prefix else ("video", "video_a2v_gate")
-        cross = levels if self.generation.cross_timestep else rows
+        cross = other if self.generation.cross_timestep else rows
         gate_scale = net.config.cross_attn_timestep_scale_multiplier / net.config.timestep_scale_multiplier
         ada, out = _embed(getattr(net, prefix + "time_embed"), rows, dtype)
         prompt = getattr(net, prefix + "prompt_adaln", None)
@@ -257,7 +261,7 @@ class JointModel:
             cross=_embed(getattr(net, f"av_cross_attn_{kind}_scale_shift"), cross, dtype)[0],
             gate=_embed(getattr(net, f"av_cross_attn_{gate}"), cross * gate_scale, dtype)[0],
             out=out,
-            prompt=None if prompt is None else _embed(prompt, levels, dtype)[0],
+            prompt=None if prompt is None else _embed(prompt, own, dtype)[0],
             denoise=denoise,
         )
 

@@ -6,17 +6,21 @@ from idlora.pipeline.components import Components
 from idlora.pipeline.inputs import Request
 from idlora.pipeline.output import Result
 from idlora.pipeline.pipeline import IDLoraPipeline
-from idlora.pipeline.settings import Settings, read_settings, settings_from_json, settings_to_json
+from idlora.pipeline.presets import PRESETS, preset_settings
+from idlora.pipeline.settings import Refinement, Settings, read_settings, settings_from_json, settings_to_json
 from idlora.pipeline.sources import Parts
 
 __all__ = [
+    "PRESETS",
     "Components",
     "IDLoraPipeline",
     "ModelCard",
     "Parts",
+    "Refinement",
     "Request",
     "Result",
     "Settings",
+    "preset_settings",
     "read_settings",
     "settings_from_json",
     "settings_to_json",

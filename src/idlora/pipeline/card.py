@@ -10,8 +10,9 @@ from pathlib import Path
 from idlora.errors import SettingsError, WeightsError
 from idlora.files import write_text
 from idlora.networks.generations import Generation
+from idlora.pipeline.presets import preset_settings
 from idlora.pipeline.records import from_json, read_json, to_json
-from idlora.pipeline.settings import Settings, official_settings
+from idlora.pipeline.settings import Settings
 
 CARD_NAME = "idlora.json"
 
@@ -27,6 +28,7 @@ class ModelCard:
         adapter_strength: 1 = as trained.
         vocabulary: the words that the model can speak; empty = any.
         defaults: settings of a generation that says nothing else.
+        distilled: the weights themselves are distilled, so few steps need no adapter.
     """
 
     name: str = ""
@@ -35,6 +37,7 @@ class ModelCard:
     adapter_strength: float = 1.0
     vocabulary: tuple[str, ...] = ()
     defaults: Settings = Settings()
+    distilled: bool = False
 
     def __post_init__(self) -> None:
         if self.max_text_tokens < 1:
@@ -43,18 +46,22 @@ class ModelCard:
             raise SettingsError(f"adapter {self.adapter!r} must be the name of a file in the model's folder")
 
 
-def official_card(generation: Generation, name: str = "") -> ModelCard:
-    """The card of a published model, whose folder has none."""
-    return ModelCard(name=name, defaults=official_settings(generation))
+def published_card(generation: Generation, name: str = "", *, distilled: bool = False) -> ModelCard:
+    """The card of a published model, whose folder has none: the preset for its weights, Lightricks' negative prompt."""
+    from diffusers.pipelines.ltx2.utils import DEFAULT_NEGATIVE_PROMPT
+
+    base = Settings(negative_prompt=DEFAULT_NEGATIVE_PROMPT)
+    defaults = preset_settings("distilled" if distilled else "one-stage", base, generation)
+    return ModelCard(name=name, distilled=distilled, defaults=defaults)
 
 
-def read_card(folder: Path, generation: Generation) -> ModelCard:
-    """The card in a model's folder over the official one of its generation; without a file, that one.
+def read_card(folder: Path, generation: Generation, *, distilled: bool = False) -> ModelCard:
+    """The card in a model's folder over the published one of its generation; without a file, that one.
 
     Raises:
         WeightsError: the file is damaged or says something that cannot be.
     """
-    base, path = official_card(generation, folder.name), folder / CARD_NAME
+    base, path = published_card(generation, folder.name, distilled=distilled), folder / CARD_NAME
     if not path.is_file():
         return base
     try:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idlora.core.noise import Generators, initial_noise
+from idlora.core.flow import interpolate
+from idlora.core.guidance import NEUTRAL
+from idlora.core.noise import Generators, initial_noise, target_noise
 from idlora.core.positions import Rounding, audio_positions, reference_positions, round_positions, video_positions
 from idlora.core.reference import attach_reference, detach_reference
 from idlora.core.samplers import Callback, sample_euler, sample_res2s
 from idlora.core.schedules import DEFAULT_TOKENS, ltx2_sigmas
 from idlora.core.state import AVState, LatentState
+from idlora.errors import InputError, WeightsError
 from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.joint import JointModel, TextContext
@@ -56,28 +59,32 @@ class Texts:
     negative: TextContext | None
 
 
-def prepare(batch: Sequence[Inputs], codecs: Codecs, device: torch.device) -> AVState:
+def prepare(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device: torch.device) -> AVState:
     """Both streams of a batch with everything that is given (first frames, references) in its place; no noise yet.
 
-    The members share their settings but for seeds and negative prompts. A shorter reference is padded in front.
+    The members share `settings` but for seeds and negative prompts. A shorter reference is padded in front.
     """
-    settings = batch[0].settings
-    grid = codecs.grid(settings)
-    empty = torch.zeros(1, grid.num_tokens, codecs.video_channels, device=device)
-    positions = video_positions((grid.frames, grid.height, grid.width), settings.frame_rate, device)
-    video = _join([video_stream(empty, positions, first_frame(inputs, codecs, device)) for inputs in batch])
     num_tokens = codecs.audio.num_tokens(settings.seconds)
     audio = _join([audio_stream(torch.zeros(1, num_tokens, codecs.audio_channels, device=device))] * len(batch))
     references = [reference_tokens(inputs, codecs, device) for inputs in batch]
+    video = _video(batch, settings, codecs, device)
     state = AVState(video, with_references(audio, references, settings.rounding))
     return round_positions(state, settings.rounding)
 
 
-def first_frame(inputs: Inputs, codecs: Codecs, device: torch.device) -> Tensor:
+def _video(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device: torch.device) -> LatentState:
+    grid = codecs.grid(settings)
+    empty = torch.zeros(1, grid.num_tokens, codecs.video_channels, device=device)
+    positions = video_positions((grid.frames, grid.height, grid.width), settings.frame_rate, device)
+    return _join([video_stream(empty, positions, first_frame(inputs, settings, codecs, device)) for inputs in batch])
+
+
+def first_frame(inputs: Inputs, settings: Settings, codecs: Codecs, device: torch.device) -> Tensor:
     """Tokens (1, H * W, C) of the picture; no rows without one."""
-    if inputs.picture is None:
+    pixels = inputs.pixels(settings.height, settings.width)
+    if pixels is None:
         return torch.zeros(1, 0, codecs.video_channels, device=device)
-    return codecs.video.encode(torch.from_numpy(inputs.picture.copy())[None, None].to(device)).float()
+    return codecs.video.encode(torch.from_numpy(pixels.copy())[None, None].to(device)).float()
 
 
 def video_stream(empty: Tensor, positions: Tensor, given: Tensor) -> LatentState:
@@ -141,7 +148,9 @@ def noise(state: AVState, generators: Generators, *, official: bool = False) -> 
 
 
 def schedule(settings: Settings, grid: VideoGrid) -> Tensor:
-    """Sigmas (N + 1,) from 1 to 0."""
+    """Sigmas (N + 1,) down to 0: those that the settings name, or LTX-2's for so many steps."""
+    if settings.sigmas:
+        return torch.tensor(settings.sigmas)
     num_tokens = grid.num_tokens if settings.shift == "by-size" else DEFAULT_TOKENS
     return ltx2_sigmas(settings.num_inference_steps, num_tokens)
 
@@ -168,6 +177,50 @@ def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings,
     return sample_res2s(guided, state, sampling.sigmas, generators=sampling.generators, callback=sampling.callback)
 
 
+def stages(settings: Settings) -> tuple[Settings, ...]:
+    """The settings of each stage: one, or half the size and then the whole size with positive text alone."""
+    refine = settings.refine
+    if not refine.sigmas:
+        return (settings,)
+    half = replace(settings, height=settings.height // 2, width=settings.width // 2)
+    return half, replace(settings, sigmas=refine.sigmas, distilled=refine.distilled, guidance=NEUTRAL)
+
+
+def check_size(settings: Settings, codecs: Codecs) -> None:
+    """Refuse a size that the model, or the half-size first stage, cannot make (InputError)."""
+    ratio = codecs.video.vae.spatial_compression_ratio * len(stages(settings))
+    for name in ("height", "width"):
+        side = getattr(settings, name)
+        if settings.refine.sigmas and (side % ratio or side < 2 * ratio):
+            nearest = max(2, round(side / ratio)) * ratio
+            raise InputError(f"{name} {side}: in two stages it must be a multiple of {ratio}; use {nearest}")
+    codecs.grid(settings)
+
+
+def upscale(
+    state: AVState, batch: Sequence[Inputs], settings: Sequence[Settings], codecs: Codecs, upsampler: Any
+) -> AVState:
+    """The second stage's streams from what the first one made: pictures of twice the size, the sound frozen; no noise.
+
+    The given first frame is encoded anew at the larger size; the reference stays behind.
+    """
+    first, second = settings
+    device = state.video.tokens.device
+    tokens = codecs.video.upscale(state.video.tokens, codecs.grid(first), upsampler).float()
+    video = _video(batch, second, codecs, device)
+    clean = tokens * video.denoise_mask + video.clean * (1 - video.denoise_mask)
+    sound = detach_reference(state.audio)
+    larger = AVState(replace(video, tokens=clean, clean=clean), sound.freeze(sound.tokens))
+    return round_positions(larger, second.rounding)
+
+
+def renoise(state: AVState, sigma: float, generators: Generators) -> AVState:
+    """Noise the pictures up to sigma; what is given, the sound too, stays clean."""
+    video = state.video
+    noisy = interpolate(video.clean, target_noise(video, generators), video.timesteps(sigma))
+    return AVState(video.with_tokens(noisy), state.audio)
+
+
 @dataclass(frozen=True, eq=False)
 class Media:
     """A decoded batch."""
@@ -178,7 +231,14 @@ class Media:
 
 
 def decode(state: AVState, codecs: Codecs, settings: Settings) -> Media:
-    """Pictures and sound, the sound exactly as long as the pictures."""
+    """Pictures and sound, the sound exactly as long as the pictures.
+
+    Raises:
+        WeightsError: there is nothing to decode but numbers that are not finite.
+    """
+    for stream in (state.video, state.audio):
+        if not bool(torch.isfinite(stream.tokens).all()):
+            raise WeightsError("the result is not finite: the weights are damaged, or float16 overflowed; use bfloat16")
     video = codecs.video.decode(state.video.tokens, codecs.grid(settings))
     mel = codecs.audio.decode(detach_reference(state.audio).tokens)
     # One by one, since a vocoder may draw its start for the whole batch (Griffin-Lim does).

@@ -49,7 +49,7 @@ class Inputs:
     Attributes:
         prompt: in its three parts.
         settings: as requested.
-        picture: (height, width, 3) uint8, or None.
+        picture: upright RGB in its own size, or None.
         voice: (2, samples) float32 at 16 kHz, or None.
         notes: what the caller should know.
         origins: of picture and voice, the file's name and SHA-256.
@@ -57,10 +57,14 @@ class Inputs:
 
     prompt: Prompt
     settings: Settings
-    picture: NDArray[np.uint8] | None
+    picture: Image.Image | None
     voice: NDArray[np.float32] | None
     notes: tuple[str, ...]
     origins: Mapping[str, Mapping[str, str]]
+
+    def pixels(self, height: int, width: int) -> NDArray[np.uint8] | None:
+        """The picture fitted to a size, (height, width, 3) uint8."""
+        return None if self.picture is None else np.asarray(fit_image(self.picture, height, width))
 
 
 def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
@@ -72,7 +76,7 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
     """
     prompt, settings = parse_prompt(request.prompt), request.settings
     voice = None if request.voice is None else _prepared(request.voice, settings.max_voice_seconds)
-    picture = None if request.image is None else _pixels(request.image, settings)
+    picture = None if request.image is None else _picture(request.image)
     origins = {"image": _origin(request.image), "voice": _origin(request.voice)}
     return Inputs(
         prompt=prompt,
@@ -84,13 +88,12 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
     )
 
 
-def _pixels(image: Picture, settings: Settings) -> NDArray[np.uint8]:
+def _picture(image: Picture) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise InputError(f"the picture is {image.dtype} {image.shape}; uint8 (height, width, 3) is needed")
         image = Image.fromarray(image)
-    picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-    return np.asarray(fit_image(picture, settings.height, settings.width))
+    return to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
 
 
 def _prepared(voice: Recording, max_seconds: float) -> PreparedVoice:

@@ -6,27 +6,43 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 import torch
+from torch import Tensor
 
 from idlora.core.noise import generators_for
 from idlora.core.samplers import Callback
+from idlora.core.state import AVState
 from idlora.errors import SettingsError
 from idlora.files import sha256_of
-from idlora.networks.adapter import Adapter, AdapterWeights, inject_adapter, read_adapter
+from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import AudioCodec, VideoCodec
-from idlora.networks.generations import generation_of
+from idlora.networks.generations import Generation, generation_of
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.single_file import write_single_file
+from idlora.networks.stack import DISTILLED, AdapterStack
 from idlora.networks.text import PromptEncoder
-from idlora.pipeline.card import ModelCard, official_card, read_card, write_card
+from idlora.pipeline.card import ModelCard, published_card, read_card, write_card
 from idlora.pipeline.components import Components, replacing_folder, save_components
-from idlora.pipeline.generation import Codecs, Sampling, Texts, decode, denoise, noise, prepare, schedule
+from idlora.pipeline.generation import (
+    Codecs,
+    Sampling,
+    Texts,
+    check_size,
+    decode,
+    denoise,
+    noise,
+    prepare,
+    renoise,
+    schedule,
+    stages,
+    upscale,
+)
 from idlora.pipeline.inputs import Inputs, Picture, Recording, Request, read_inputs
 from idlora.pipeline.output import Result
 from idlora.pipeline.settings import Options, Settings, with_options
@@ -60,15 +76,16 @@ class IDLoraPipeline:
     ) -> None:
         self.device = torch.device(device)
         self.components = components.for_inference(self.device)
-        self.card = card or official_card(generation_of(components.transformer.config))
+        self.card = card or published_card(generation_of(components.transformer.config))
         self.codecs = Codecs(VideoCodec(components.vae), AudioCodec(components.audio_vae), components.vocoder)
         self.encoder = PromptEncoder(
             components.tokenizer, components.text_encoder, components.connectors, self.card.max_text_tokens
         )
-        self.adapter: Adapter | None = None
+        self.adapters = AdapterStack(components.transformer)
         if adapter is not None:
-            self._inject(adapter)
+            self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
         self._origins = origins
+        self._added: dict[str, Path] = {}
 
     @classmethod
     def from_pretrained(
@@ -98,7 +115,9 @@ class IDLoraPipeline:
         """
         with model_path(name) as path:
             components = load_model(path, dtype, parts or Parts())
-            card = read_card(path, generation_of(components.transformer.config))
+            generation = generation_of(components.transformer.config)
+            distilled = generation.name == "2.5" and (parts or Parts()).transformer == Parts.transformer
+            card = read_card(path, generation, distilled=distilled)
             if adapter_strength is not None:
                 card = replace(card, adapter_strength=adapter_strength)
             file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
@@ -107,8 +126,25 @@ class IDLoraPipeline:
             origins = _digests_of(path, file)
         return cls(components, card, weights, device=device, origins=origins)
 
+    def add_adapter(self, name: str, file: str | os.PathLike[str], strength: float = 1.0) -> None:
+        """Add one more adapter beside the identity adapter.
+
+        Args:
+            name: `distilled` is the one whose strength presets and settings decide stage by stage; any other name is a
+                style, which has its strength in every stage.
+            file: in the published layout.
+            strength: 1 = as trained.
+
+        Raises:
+            WeightsError: the file is missing or damaged, of another network, or there is one of that name.
+        """
+        self.adapters.add(name, read_adapter(Path(file)), strength)
+        self._added[name] = Path(file)
+
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write the model in diffusers' layout, all weights as safetensors; an older model there is replaced.
+
+        Of the adapters the identity adapter goes with it.
 
         Args:
             folder: a new, empty or model folder.
@@ -118,11 +154,12 @@ class IDLoraPipeline:
             OutputError: the folder holds something else or cannot be written; then nothing has changed.
         """
         with replacing_folder(Path(folder)) as fresh:
-            if self.adapter:
-                self.adapter.save(fresh / _ADAPTER_NAME, dtype or torch.float32)
-            with self._bare():
+            identity = self.adapters.get(IDENTITY)
+            if identity:
+                identity.save(fresh / _ADAPTER_NAME, dtype or torch.float32)
+            with self.adapters.bare():
                 save_components(fresh, self.components, dtype)
-            write_card(fresh, replace(self.card, adapter=_ADAPTER_NAME if self.adapter else ""))
+            write_card(fresh, replace(self.card, adapter=_ADAPTER_NAME if identity else ""))
 
     def save_single_file(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write transformer, connectors, autoencoders and vocoder as one official file, without adapter and Gemma.
@@ -131,7 +168,7 @@ class IDLoraPipeline:
             WeightsError: the generation has no official single files (2.5).
             OutputError: the file cannot be written.
         """
-        with self._bare():
+        with self.adapters.bare():
             write_single_file(Path(path), self.components.modules(), dtype)
 
     def __call__(
@@ -171,18 +208,13 @@ class IDLoraPipeline:
             InputError: a size is off the model's grid, or an input cannot be used.
         """
         settings = _common(requests)
-        grid = self.codecs.grid(settings)
+        self._check(settings)
         timings: dict[str, float] = {}
         with _timed(timings, "prepare"):
             batch = [read_inputs(request, self.card.vocabulary) for request in requests]
             _refuse_mixed(batch, settings)
             texts = self._encode(batch, settings)
-            state = prepare(batch, self.codecs, self.device)
-        generators = generators_for([request.settings.seed for request in requests])
-        state = noise(state, generators, official=settings.official_noise)
-        sampling = Sampling(schedule(settings, grid), generators, callback)
-        with _timed(timings, "denoise"):
-            state = denoise(self._model(settings), state, texts, settings, sampling)
+        state = self._generated(batch, texts, timings, callback)
         with _timed(timings, "decode"):
             media = decode(state, self.codecs, settings)
         return [
@@ -198,9 +230,55 @@ class IDLoraPipeline:
             for video, audio, inputs in zip(media.video, media.audio, batch, strict=True)
         ]
 
+    def _check(self, settings: Settings) -> None:
+        """Refuse before any work what these weights cannot do."""
+        check_size(settings, self.codecs)
+        if settings.refine.sigmas and self.components.latent_upsampler is None:
+            raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")
+        wanted = max(stage.distilled for stage in stages(settings))
+        if wanted and self.adapters.get(DISTILLED) is None and not self.card.distilled:
+            raise SettingsError(
+                f"distilled strength {wanted:g} needs the distilled adapter: give its file (--distilled), or set the "
+                "strength to 0 if the weights themselves are distilled"
+            )
+
+    def _generated(
+        self, batch: Sequence[Inputs], texts: Texts, timings: dict[str, float], callback: Callback | None
+    ) -> AVState:
+        """The clean tokens of a batch, by one stage or two."""
+        plans = stages(batch[0].settings)
+        generators = generators_for([inputs.settings.seed for inputs in batch])
+        with _timed(timings, "prepare"):
+            state = prepare(batch, plans[0], self.codecs, self.device)
+        with _timed(timings, "denoise"):
+            state = noise(state, generators, official=plans[0].official_noise)
+            state = self._denoised(state, texts, plans[0], Sampling(self._sigmas(plans[0]), generators, callback))
+        if len(plans) == 1:
+            return state
+        with _timed(timings, "upscale"):
+            state = upscale(state, batch, plans, self.codecs, self.components.latent_upsampler)
+        with _timed(timings, "refine"):
+            sigmas = self._sigmas(plans[1])
+            state = renoise(state, float(sigmas[0]), generators)
+            return self._denoised(state, texts, plans[1], Sampling(sigmas, generators, callback))
+
+    def _sigmas(self, settings: Settings) -> Tensor:
+        return schedule(settings, self.codecs.grid(settings))
+
+    def _denoised(self, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
+        """One stage; the identity adapter works only where the sound is made."""
+        strengths = {DISTILLED: settings.distilled} | ({IDENTITY: 0.0} if state.audio.frozen else {})
+        with self.adapters.at(strengths):
+            return denoise(self._model(settings), state, texts, settings, sampling)
+
+    @property
+    def generation(self) -> Generation:
+        """Which LTX-2 this is."""
+        return generation_of(self.components.transformer.config)
+
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the files that the weights came from; empty for a pipeline made of components."""
+        """SHA-256 of the files that the model came from; empty for a pipeline made of components."""
         return dict(self._origins())
 
     def _encode(self, batch: Sequence[Inputs], settings: Settings) -> Texts:
@@ -210,25 +288,8 @@ class IDLoraPipeline:
         return Texts(positive, self.encoder([inputs.settings.negative_prompt for inputs in batch]))
 
     def _model(self, settings: Settings) -> JointModel:
-        switch = self.adapter.disabled if self.adapter else nullcontext
         options = JointOptions(mask_reference_to_video=settings.mask_reference_to_video)
-        return JointModel(self.components.transformer, options, without_adapter=switch)
-
-    def _inject(self, weights: AdapterWeights) -> None:
-        self.adapter = inject_adapter(self.components.transformer, weights, self.card.adapter_strength)
-
-    @contextmanager
-    def _bare(self) -> Iterator[None]:
-        """The transformer without the adapter's branches inside this context."""
-        if self.adapter is None:
-            yield
-            return
-        weights = self.adapter.weights()
-        self.adapter.remove()
-        try:
-            yield
-        finally:
-            self._inject(weights)
+        return JointModel(self.components.transformer, options, without_adapter=self.adapters.without_identity)
 
     def _notes(self, inputs: Inputs) -> tuple[str, ...]:
         length, limit = self.encoder.num_tokens(inputs.prompt.text()), self.card.max_text_tokens
@@ -240,9 +301,10 @@ class IDLoraPipeline:
         network = self.components.transformer
         model = {
             "name": self.card.name,
-            "generation": generation_of(network.config).name,
-            "weights": self.digests,
-            "adapter": {"file": self.card.adapter, "strength": self.card.adapter_strength} if self.adapter else None,
+            "generation": self.generation.name,
+            "weights": self.digests | {file.name: sha256_of(file) for file in self._added.values()},
+            "adapter": self.card.adapter or None,
+            "adapters": self.adapters.strengths,
             "dtype": str(network.dtype).removeprefix("torch."),
             "device": self.device.type,
         }
@@ -280,4 +342,4 @@ def _refuse_mixed(batch: Sequence[Inputs], settings: Settings) -> None:
 def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    timings[name] = time.perf_counter() - start
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

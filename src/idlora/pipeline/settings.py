@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, TypedDict
 
-from idlora.core.guidance import Guidance, STGuidance, Term
+from idlora.core.guidance import Guidance, Term
 from idlora.core.positions import Rounding
 from idlora.errors import InputError, SettingsError
-from idlora.networks.generations import Generation
 from idlora.pipeline.records import from_json, read_json, to_json
 
 Sampler = Literal["euler", "res2s"]
@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     width: int
     frame_rate: float
     num_inference_steps: int
+    sigmas: tuple[float, ...]
     seed: int
     sampler: Sampler
     shift: Shift
@@ -39,6 +40,36 @@ class Options(TypedDict, total=False):
     rounding: Rounding
     official_noise: bool
     max_voice_seconds: float
+    distilled: float
+    refine: Refinement
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The second stage: the first one runs at half the size, its pictures are upscaled and denoised once more.
+
+    Sound, identity adapter and reference belong to the first stage; in the second the sound is frozen.
+
+    Attributes:
+        sigmas: levels of the second stage, descending to 0; empty = there is none.
+        distilled: strength of the distilled adapter there.
+
+    Raises:
+        SettingsError: the levels do not descend from at most 1 to 0.
+    """
+
+    sigmas: tuple[float, ...] = ()
+    distilled: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_sigmas(self.sigmas)
+
+
+def check_sigmas(sigmas: tuple[float, ...]) -> None:
+    """Refuse levels that do not descend from at most 1 to 0; none at all are fine (SettingsError)."""
+    descending = all(high > low for high, low in pairwise(sigmas))
+    if sigmas and not (len(sigmas) > 1 and sigmas[0] <= 1 and sigmas[-1] == 0 and descending):
+        raise SettingsError(f"sigmas {sigmas}: they must descend from at most 1 to 0, such as 1, 0.5, 0")
 
 
 @dataclass(frozen=True)
@@ -52,6 +83,7 @@ class Settings:
         width: pixels, likewise.
         frame_rate: frames a second, in (0, 240].
         num_inference_steps: at least 1.
+        sigmas: levels of the first stage, descending to 0, instead of a schedule of so many steps; empty = a schedule.
         seed: in [0, 2^63).
         sampler: `euler` (order 1, one call a step) or `res2s` (order 2, two calls, fresh noise).
         shift: `fixed` takes the schedule of 4,096 video tokens at every size, `by-size` the tokens there are.
@@ -60,6 +92,8 @@ class Settings:
         rounding: reproduces a rounding of positions in the official code.
         official_noise: draws reference and target in one go, as the official code does.
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
+        distilled: strength of the distilled adapter in the first stage; 0 = as if it were not there.
+        refine: the second stage, off by default.
 
     Raises:
         InputError: a size, a number of frames, a rate or a seed that no model can use; sizes off the grid of one are
@@ -73,6 +107,7 @@ class Settings:
     width: int = 512
     frame_rate: float = 25.0
     num_inference_steps: int = 30
+    sigmas: tuple[float, ...] = ()
     seed: int = 0
     sampler: Sampler = "euler"
     shift: Shift = "fixed"
@@ -81,12 +116,15 @@ class Settings:
     rounding: Rounding = "none"
     official_noise: bool = False
     max_voice_seconds: float = 5.0
+    distilled: float = 0.0
+    refine: Refinement = Refinement()
 
     def __post_init__(self) -> None:
         for problem in _input_problems(self):
             raise InputError(problem)
         for problem in _setting_problems(self):
             raise SettingsError(problem)
+        check_sigmas(self.sigmas)
 
     @property
     def seconds(self) -> float:
@@ -109,6 +147,8 @@ def _setting_problems(settings: Settings) -> Iterator[str]:
         yield f"the number of steps is {settings.num_inference_steps}; it must be at least 1, and 30 is usual"
     if not MIN_VOICE_SECONDS <= settings.max_voice_seconds < math.inf:
         yield f"max_voice_seconds {settings.max_voice_seconds} is below {MIN_VOICE_SECONDS}; 5 is usual"
+    if not all(math.isfinite(strength) for strength in (settings.distilled, settings.refine.distilled)):
+        yield "the strength of the distilled adapter is not finite; use a number from 0 to 1"
     for name, term in _terms(settings.guidance):
         if not all(math.isfinite(weight) for weight in term.weights()):
             yield f"the scale of {name} guidance is not finite; use a number such as 1 or 3"
@@ -117,11 +157,6 @@ def _setting_problems(settings: Settings) -> Iterator[str]:
 def _terms(guidance: Guidance) -> Iterator[tuple[str, Term]]:
     for name in ("text", "identity", "stg", "modality"):
         yield name, getattr(guidance, name)
-
-
-def official_settings(generation: Generation) -> Settings:
-    """The defaults of the official one-stage script, with the perturbed block of this generation."""
-    return Settings(guidance=Guidance(stg=STGuidance(blocks=(generation.stg_block,))))
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def _load_folder(folder: Path, dtype: torch.dtype, parts: Parts) -> Components:
 
 
 def _load_single(path: Path, dtype: torch.dtype, parts: Parts) -> Components:
+    if parts.transformer != Parts.transformer:
+        raise WeightsError(f"{path.name}: an official single file has one transformer; leave {parts.transformer} out")
     if parts.text_encoder is None:
         raise WeightsError(f"{path.name} holds no text encoder; give the folder of Gemma 3 (--text-encoder)")
     networks = load_single_file(path, dtype)
