@@ -25,6 +25,7 @@ from idlora.networks.adapter import (
     read_adapter,
     write_adapter,
 )
+from idlora.networks.adapter_info import describe_adapter
 from idlora.networks.joint import JointModel
 
 KEYS = Path(__file__).parent / "golden" / "keys"
@@ -180,6 +181,23 @@ def test_an_adapter_of_another_model_is_refused_by_layer(network: Any) -> None:
             use(network, weights)
         assert name in str(caught.value)
     assert network.state_dict().keys() == before
+
+
+def test_an_adapter_tells_what_it_is_and_what_it_does_not_say(network: Any, tmp_path: Path) -> None:
+    path, weights = tmp_path / "adapter.safetensors", random_weights(network)
+    write_adapter(path, AdapterWeights(weights.layers))
+    told = describe_adapter(path)
+    assert (told["kind"], told["ranks"], told["blocks"], told["generation"]) == ("identity", [2], [0, 1], None)
+    assert told["layers"] == len(weights.layers)
+    assert told["parameters"] == sum(part.numel() for each in weights.layers.values() for part in (each.a, each.b))
+    assert len(told["unknown"]) == 3
+    inject_adapter(network, AdapterWeights(weights.layers, {"positions": "negative"})).save(path)
+    told = describe_adapter(path)
+    assert (told["generation"], told["metadata"]["rank"], told["unknown"]) == ("2.3", "2", [])
+    for layer, generation in (("blocks.0.attn1.to_gate_logits", "2.3 or 2.5"), ("caption_projection.x", "2.0")):
+        write_adapter(path, AdapterWeights({layer: LowRank(torch.zeros(1, 2), torch.zeros(2, 1))}))
+        told = describe_adapter(path)
+        assert (told["kind"], told["generation"], told["blocks"]) == ("other", generation, [])
 
 
 def test_files_that_are_no_adapters_are_refused(tmp_path: Path) -> None:

@@ -113,6 +113,16 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert all(name in text for name in ("generate", "demo", "world"))
 
 
+def test_an_adapter_is_described(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapter", "info", str(model / "adapter.safetensors")]) == 0
+    text = capsys.readouterr().out
+    assert "identity adapter, rank 4" in text
+    assert "generation: 2.3" in text
+    assert main(["adapter", "info", str(model / "adapter.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] == [0, 1]
+    assert main(["adapter", "info", str(model / "model_index.json")]) == 2
+
+
 def test_generate_writes_a_clip_and_its_sidecar(model: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = inputs / "clip.mp4"
     given = ("--image", inputs / "face.png", "--voice", inputs / "voice.wav")
