@@ -27,8 +27,8 @@ PROMPT = "[SPEECH] river garden"
 
 # The promise to users: an option is added here on purpose, and none goes away unseen.
 OPTIONS = """
---prompt --image --voice --negative-prompt --preset --settings --out --frames --height --width --fps --steps --sigmas
---refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale --text-star/--no-text-star
+--prompt --jobs --image --voice --negative-prompt --preset --settings --out --frames --height --width --fps --steps
+--sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale --text-star/--no-text-star
 --text-interval --identity-scale --identity-base/--no-identity-base --identity-interval --stg-scale --stg-blocks
 --stg-interval --modality-scale --modality-interval --rescale --reference-mask/--no-reference-mask --position-rounding
 --official-noise/--own-noise --voice-seconds --model --text-encoder --upsampler --transformer --adapter
@@ -202,7 +202,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "broken settings": (["--settings", "junk.mp3"], "junk.mp3"),
     "unknown device": (["--device", "abacus"], "choose cpu"),
     "unknown dtype": (["--dtype", "int3"], "bfloat16"),
-    "unknown model": (["--model", "./absent"], "no model folder"),
+    "unknown model": (["--model", "./absent"], "there is no model"),
     "missing adapter": (["--adapter", "absent.safetensors"], "absent.safetensors"),
     "wrong adapter": (["--adapter", "wrong.safetensors"], "does not fit"),
     "missing folder": (["--out", "absent/clip.mp4"], "no folder"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idlora.cli.options import settings_json, with_options
-from idlora.errors import OutputError, SettingsError
+from idlora.errors import InputError, OutputError, SettingsError
 
 if TYPE_CHECKING:
     from idlora.core.samplers import Callback, Step
@@ -21,7 +21,16 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @with_options
 def generate(**values: Any) -> None:
-    """Make a clip: --image's face says --prompt's words in --voice's voice."""
+    """Make a clip: --image's face says --prompt's words in --voice's voice; with --jobs, many."""
+    if values["jobs"] is not None:
+        _all(values)
+    elif values["prompt"] is not None:
+        _one(values)
+    else:
+        raise InputError("there is nothing to make; give --prompt TEXT, or --jobs FILE")
+
+
+def _one(values: dict[str, Any]) -> None:
     out: Path = values["out"]
     check_target(out)
     pipe = load(values)
@@ -34,6 +43,25 @@ def generate(**values: Any) -> None:
         print(f"note: {note}", file=sys.stderr)
     sidecar = result.save(out)
     print(f"{out} ({settings.seconds:.2f} s of video, made in {sum(result.timings.values()):.1f} s), {sidecar.name}")
+
+
+def _all(values: dict[str, Any]) -> None:
+    """Do the jobs of a file."""
+    from idlora.pipeline.jobs import Outcome, read_jobs, run_jobs
+
+    for name in ("prompt", "image", "voice"):
+        if values[name] is not None:
+            raise InputError(f"--{name} and --jobs exclude each other; write it into the jobs")
+    pipe = load(values)
+    jobs = read_jobs(values["jobs"], chosen_settings(pipe, values), pipe.generation)
+
+    def told(outcome: Outcome) -> None:
+        print(f"{outcome.name}: {outcome.state}" + (f", {outcome.reason}" if outcome.reason else ""), flush=True)
+
+    outcomes = run_jobs(pipe, jobs, values["out"], told)
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    if failed:
+        raise InputError(f"{failed} of {len(outcomes)} jobs failed; {values['out'] / 'report.json'} says why")
 
 
 def check_target(out: Path) -> None:

@@ -25,7 +25,7 @@ class Row:
         help: one sentence.
         panel: heading in the help.
         setting: dotted path in the JSON of `Settings`; empty if the command itself uses it.
-        default: what the command gets if it is not given; `...` = it must be.
+        default: what the command gets if it is not given.
     """
 
     flag: str
@@ -42,7 +42,8 @@ class Row:
 
 
 TABLE = (
-    Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS, default=...),
+    Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS),
+    Row("--jobs", Path, "File of jobs, one JSON object a line, instead; --out is their folder.", INPUTS),
     Row("--image", Path, "First frame: any common picture.", INPUTS),
     Row("--voice", Path, "Whose voice: any sound or video file, 0.5 s or longer.", INPUTS),
     Row("--negative-prompt", str, "What text guidance leads away from.", INPUTS, "negative_prompt"),
@@ -125,9 +126,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(row: Row) -> inspect.Parameter:
     option = typer.Option(row.flag, help=row.help, rich_help_panel=row.panel, show_default=row.default is not None)
     kind = row.kind | None if row.default is None else row.kind
-    default = inspect.Parameter.empty if row.default is ... else row.default
     annotation = Annotated[kind, option]  # type: ignore[valid-type]
-    return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=annotation)
 
 
 def settings_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from idlora.pipeline.generation import (
 )
 from idlora.pipeline.inputs import Inputs, Picture, Recording, Request, read_inputs
 from idlora.pipeline.output import Result
-from idlora.pipeline.settings import Options, Settings, with_options
+from idlora.pipeline.settings import Options, Settings, settings_to_json, with_options
 from idlora.pipeline.sources import PACKAGED, Parts, load_model, model_path, weights_digests
 
 _ADAPTER_NAME = "adapter.safetensors"
@@ -85,7 +85,6 @@ class IDLoraPipeline:
         if adapter is not None:
             self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
         self._origins = origins
-        self._added: dict[str, Path] = {}
 
     @classmethod
     def from_pretrained(
@@ -139,7 +138,9 @@ class IDLoraPipeline:
             WeightsError: the file is missing or damaged, of another network, or there is one of that name.
         """
         self.adapters.add(name, read_adapter(Path(file)), strength)
-        self._added[name] = Path(file)
+        before, added = self._origins, Path(file)
+        self._origins = lambda: {**before(), added.name: sha256_of(added)}
+        self.__dict__.pop("digests", None)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write the model in diffusers' layout, all weights as safetensors; an older model there is replaced.
@@ -230,6 +231,15 @@ class IDLoraPipeline:
             for video, audio, inputs in zip(media.video, media.audio, batch, strict=True)
         ]
 
+    def record(self, request: Request) -> dict[str, Any]:
+        """What a clip's sidecar says of what it was made from: prompt, inputs, model and settings.
+
+        Raises:
+            InputError: an input cannot be used.
+        """
+        inputs = read_inputs(request, self.card.vocabulary)
+        return {**self._provenance(inputs), "settings": settings_to_json(request.settings)}
+
     def _check(self, settings: Settings) -> None:
         """Refuse before any work what these weights cannot do."""
         check_size(settings, self.codecs)
@@ -302,7 +312,7 @@ class IDLoraPipeline:
         model = {
             "name": self.card.name,
             "generation": self.generation.name,
-            "weights": self.digests | {file.name: sha256_of(file) for file in self._added.values()},
+            "weights": self.digests,
             "adapter": self.card.adapter or None,
             "adapters": self.adapters.strengths,
             "dtype": str(network.dtype).removeprefix("torch."),
