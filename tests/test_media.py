@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from idlora.data.media import fit_image, read_image, read_voice, resample, write_mp4, write_png, write_wav
+from idlora.data.media import Voice, fit_image, read_image, read_voice, resample, write_mp4, write_png, write_wav
+from idlora.data.media.pace import syllables_per_second
 from idlora.errors import InputError, MediaError
 from signals import RATE, Sound, gradient_frames, tone, truncated
 
@@ -237,3 +238,28 @@ def test_resampling_keeps_a_tone(seconds: float, rates: tuple[int, int]) -> None
     assert abs(resampled.shape[1] - expected.shape[1]) <= 1 + target / source
     edge = num_samples // 4
     assert np.abs(resampled[:, edge : num_samples - edge] - expected[:, edge : num_samples - edge]).max() < 5e-3
+
+
+def pulses(rate_hz: float, seconds: float, gain: float = 0.5, sample_rate: int = 16_000) -> Voice:
+    """A hum that swells so many times a second."""
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    swell = np.maximum(np.sin(2 * np.pi * rate_hz * time), 0) ** 2
+    return Voice((gain * swell * np.sin(2 * np.pi * 150 * time)).astype(np.float32)[None], sample_rate)
+
+
+@pytest.mark.parametrize("rate_hz", [2.0, 3.5, 5.0, 6.5])
+@pytest.mark.parametrize("sample_rate", [8_000, 44_100])
+def test_the_pace_of_swells_is_counted(rate_hz: float, sample_rate: int) -> None:
+    loud = pulses(rate_hz, 4.0, sample_rate=sample_rate)
+    assert syllables_per_second(loud) == pytest.approx(max(rate_hz, 1 / 0.3), rel=0.06)
+    quiet = pulses(rate_hz, 4.0, gain=0.005, sample_rate=sample_rate)
+    assert syllables_per_second(quiet) == pytest.approx(syllables_per_second(loud), rel=1e-3)
+
+
+def test_pauses_do_not_slow_a_speaker_down() -> None:
+    run = pulses(5.0, 2.0)
+    pause = np.zeros((1, 16_000), np.float32)
+    with_pause = Voice(np.concatenate([run.samples, pause, run.samples], axis=1), 16_000)
+    assert syllables_per_second(with_pause) == pytest.approx(syllables_per_second(run), rel=0.06)
+    assert syllables_per_second(Voice(pause, 16_000)) == 0
+    assert syllables_per_second(Voice(pause[:, :100], 16_000)) == 0

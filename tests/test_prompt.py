@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from idlora.data.prompt import Prompt, parse_prompt
+from idlora.data.prompt import Prompt, advice, parse_prompt
 from idlora.errors import InputError
 
 _PARTS = st.text(max_size=40)
@@ -70,3 +70,30 @@ def test_nothing_said_is_refused(text: str) -> None:
 def test_a_part_that_would_not_read_back_is_refused() -> None:
     with pytest.raises(InputError, match="speech part holds a tag"):
         Prompt(speech="one [ Sounds ] two")
+
+
+def test_a_good_prompt_needs_no_advice() -> None:
+    assert advice(Prompt("a man", "one two three", "calm"), 2.0) == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (Prompt("a man", "", "calm"), "no [SPEECH]:"),
+        (Prompt("a man"), "no [SPEECH], [SOUNDS]:"),
+        (Prompt("", "one two", "calm"), "no [VISUAL]:"),
+        (Prompt("", "one two", "calm"), "begins with the speech"),
+        (Prompt("a man", "one two three four five six", "calm"), "6 words need about 2.4 s at 2.5 words a second"),
+    ],
+)
+def test_what_goes_wrong_is_told(prompt: Prompt, words: str) -> None:
+    assert any(words in line for line in advice(prompt, 2.0))
+
+
+@given(words=st.integers(1, 40), seconds=st.floats(0.5, 20), pace=st.floats(0.1, 10))
+def test_the_clip_that_advice_asks_for_is_long_enough(words: int, seconds: float, pace: float) -> None:
+    prompt = Prompt("a man", "word " * words, "calm")
+    told = advice(prompt, seconds, pace)
+    kept = min(max(pace, 1.5), 4.0)
+    assert bool(told) == (words > kept * seconds)
+    assert not advice(prompt, words / kept + 1e-6, pace)

@@ -62,3 +62,33 @@ def parse_prompt(text: str) -> Prompt:
 
 def _quoted_words(text: str) -> str:
     return " ".join(straight or curly for straight, curly in _QUOTED.findall(text))
+
+
+WORDS_A_SECOND = 2.5  # of a speaker who is not known
+_SLOWEST, _FASTEST = 1.5, 4.0  # words a second; a measured pace outside is taken for a mistake
+
+
+def advice(prompt: Prompt, seconds: float, words_per_second: float | None = None) -> tuple[str, ...]:
+    """What is known to go wrong with a prompt, each with its remedy; nothing for a good one.
+
+    Args:
+        prompt: in its parts.
+        seconds: duration of the clip.
+        words_per_second: the speaker's pace, kept within 1.5 to 4; None = 2.5.
+    """
+    pace = min(max(words_per_second or WORDS_A_SECOND, _SLOWEST), _FASTEST)
+    words = len(re.findall(r"[\w'\u2019]+", prompt.speech))
+    missing = [field.name for field in fields(prompt) if not getattr(prompt, field.name)]
+    found = []
+    if missing:
+        tags = ", ".join(f"[{name.upper()}]" for name in missing)
+        found.append(f"the prompt has no {tags}: the model was trained on all three parts, so say that as well")
+    if not prompt.visual and prompt.speech:
+        found.append("the prompt begins with the speech, which is known to spoil the first half second: describe first")
+    if words > pace * seconds:
+        needed = words / pace
+        found.append(
+            f"{words} words need about {needed:.1f} s at {pace:.1f} words a second, the clip has {seconds:.1f} s: "
+            "shorten the speech or make the clip longer"
+        )
+    return tuple(found)

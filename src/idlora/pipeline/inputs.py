@@ -16,7 +16,8 @@ from PIL import Image
 
 from idlora.core.positions import SAMPLING_RATE
 from idlora.data.media import PreparedVoice, Voice, fit_image, prepare_voice, read_image, read_voice, to_rgb
-from idlora.data.prompt import Prompt, parse_prompt
+from idlora.data.media.pace import SYLLABLES_A_WORD, syllables_per_second
+from idlora.data.prompt import Prompt, advice, parse_prompt
 from idlora.errors import InputError
 from idlora.files import sha256_of
 from idlora.pipeline.settings import MIN_VOICE_SECONDS, Settings
@@ -83,7 +84,7 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
         settings=settings,
         picture=picture,
         voice=None if voice is None else in_stereo(voice.voice.samples),
-        notes=(*vocabulary_notes(prompt, vocabulary), *_voice_notes(voice)),
+        notes=(*_prompt_notes(prompt, settings, voice, vocabulary), *_voice_notes(voice)),
         origins={kind: origin for kind, origin in origins.items() if origin},
     )
 
@@ -116,6 +117,15 @@ def checked_voice(voice: Voice) -> Voice:
 def in_stereo(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """Both channels of (1 or 2, N) samples; a single one is doubled."""
     return np.repeat(samples, 2, axis=0) if samples.shape[0] == 1 else samples
+
+
+def _prompt_notes(
+    prompt: Prompt, settings: Settings, voice: PreparedVoice | None, vocabulary: Sequence[str]
+) -> tuple[str, ...]:
+    if vocabulary:  # a model of few words has its own rules
+        return vocabulary_notes(prompt, vocabulary)
+    pace = None if voice is None else syllables_per_second(voice.voice) / SYLLABLES_A_WORD
+    return advice(prompt, settings.seconds, pace)
 
 
 def _voice_notes(voice: PreparedVoice | None) -> tuple[str, ...]:
