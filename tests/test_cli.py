@@ -27,12 +27,13 @@ PROMPT = "[SPEECH] river garden"
 
 # The promise to users: an option is added here on purpose, and none goes away unseen.
 OPTIONS = """
---prompt --jobs --image --voice --negative-prompt --preset --settings --out --frames --height --width --fps --steps
---sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale --text-star/--no-text-star
---text-interval --identity-scale --identity-base/--no-identity-base --identity-interval --stg-scale --stg-blocks
---stg-interval --modality-scale --modality-interval --rescale --reference-mask/--no-reference-mask --position-rounding
---official-noise/--own-noise --voice-seconds --model --text-encoder --upsampler --transformer --adapter
---adapter-strength --distilled --distilled-strength --refine-strength --style --device --dtype
+--prompt --jobs --image --keyframe --voice --negative-prompt --preset --settings --out --frames --height --width --fps
+--steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
+--text-star/--no-text-star --text-interval --identity-scale --identity-base/--no-identity-base --identity-interval
+--stg-scale --stg-blocks --stg-interval --modality-scale --modality-interval --rescale
+--reference-mask/--no-reference-mask --position-rounding --official-noise/--own-noise --voice-seconds --model
+--text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
+--refine-strength --style --device --dtype
 """.split()
 
 
@@ -137,6 +138,17 @@ def test_generate_writes_a_clip_and_its_sidecar(model: Path, inputs: Path, capsy
     printed = capsys.readouterr()
     assert "0.68 s of video" in printed.out
     assert printed.err == ""
+
+
+def test_keyframes_are_given_by_file_and_frame(model: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keyframes = ("--keyframe", f"{inputs}/face.png@-1:0.5", "--keyframe", f"{inputs}/face.png@0")
+    assert generate(model, inputs / "clip.mp4", *keyframes) == 0
+    sidecar = json.loads((inputs / "clip.mp4.json").read_text(encoding="utf-8"))
+    assert sidecar["inputs"].keys() == {"frame -1", "frame 0"}
+    capsys.readouterr()
+    for wrong, words in (("face.png", "FILE@FRAME"), ("face.png@x", "FILE@FRAME"), ("face.png@1:2", "at most 1")):
+        assert generate(model, inputs / "other.mp4", "--keyframe", wrong) == 2
+        assert words in one_line(capsys)
 
 
 def test_a_sidecar_given_as_settings_makes_the_same_clip(model: Path, tmp_path: Path) -> None:

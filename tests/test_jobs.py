@@ -34,7 +34,7 @@ def states(outcomes: list[jobs.Outcome]) -> dict[str, str]:
 
 def test_a_second_run_makes_only_what_is_missing(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
-        {"prompt": PROMPT, "image": "face.png", "voice": "voice.wav"},
+        {"prompt": PROMPT, "voice": "voice.wav", "keyframes": [{"image": "face.png", "frame": -1, "strength": 0.5}]},
         {"prompt": PROMPT, "name": "second", "settings": {"seed": 4}},
         {"prompt": PROMPT, "image": "absent.png"},
     ]
@@ -88,6 +88,10 @@ def test_what_was_killed_halfway_is_made_again(tmp_path: Path) -> None:
         ({"prompt": "x", "settings": {"sed": 1}}, "did you mean 'seed'"),
         ({"prompt": "x", "name": "../x"}, "cannot be one of a file"),
         ({"prompt": "x", "image": 5}, "name of a file is needed"),
+        ({"prompt": "x", "keyframes": ["face.png"]}, "must be an object of image, frame"),
+        ({"prompt": "x", "keyframes": [{"image": "face.png", "frame": 99}]}, "no frame 99"),
+        ({"prompt": "x", "keyframes": [{"image": "face.png", "frame": 1, "strength": "x"}]}, "line 1"),
+        ({"prompt": "x", "keyframes": 4}, "line 1"),
         ({"prompt": "x", "settings": {"height": 70}}, "multiple of 32"),
         ({"prompt": ""}, "prompt"),
     ],

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 from PIL import Image
 
 from idlora.core.guidance import Guidance, IdentityGuidance, STGuidance
@@ -17,7 +19,7 @@ from idlora.core.samplers import Step
 from idlora.core.state import AVState
 from idlora.data.media import Voice
 from idlora.errors import Cancelled, InputError, MediaError, SettingsError
-from idlora.pipeline import IDLoraPipeline, Request
+from idlora.pipeline import IDLoraPipeline, Keyframe, Request
 from idlora.pipeline.generation import Sampling, denoise, noise, prepare, schedule, with_references
 from idlora.pipeline.inputs import read_inputs
 from signals import RATE, tone
@@ -102,8 +104,8 @@ def test_what_is_given_never_changes_by_sampling(sampler: Any) -> None:
 
 def test_the_given_first_frame_is_the_fitted_picture() -> None:
     state = prepared(Request(PROMPT, SETTINGS, PICTURE))
-    fitted = read_inputs(Request(PROMPT, SETTINGS, PICTURE)).pixels(64, 96)
-    assert fitted is not None
+    fitted, strength = read_inputs(Request(PROMPT, SETTINGS, PICTURE)).pixels(64, 96)[0]
+    assert strength == 1
     assert fitted.shape == (64, 96, 3)
     codec = pipeline().codecs.video
     assert torch.equal(state.video.clean[:, :6], codec.encode(torch.from_numpy(fitted.copy())[None, None]))
@@ -118,9 +120,45 @@ def test_a_picture_in_memory_is_read_like_its_file(tmp_path: Path) -> None:
         given = [
             read_inputs(Request(PROMPT, SETTINGS, image)).pixels(64, 96) for image in (tmp_path / "face.png", opened)
         ]
-    assert given[0] is not None
-    assert given[1] is not None
-    assert np.array_equal(given[0], given[1])
+    assert np.array_equal(given[0][0][0], given[1][0][0])
+
+
+def test_keyframes_stand_in_their_latent_frames_with_their_strengths() -> None:
+    keyframes = (Keyframe(PICTURE, -1), Keyframe(PICTURE[:, ::-1], 3, strength=0.75))
+    request = Request(PROMPT, settings(num_frames=25), keyframes=keyframes)
+    state = prepared(request)
+    mask = state.video.denoise_mask.unflatten(1, (4, 6))[0, :, :, 0]
+    assert mask.tolist() == [[1.0] * 6, [0.25] * 6, [1.0] * 6, [0.0] * 6]
+    fitted = read_inputs(request).pixels(64, 96)
+    codec = pipeline().codecs.video
+    for latent in (1, 3):
+        tokens = codec.encode(torch.from_numpy(fitted[latent][0].copy())[None, None])
+        assert torch.equal(state.video.clean[:, 6 * latent : 6 * latent + 6], tokens)
+    after = sampled(pipeline(), request)
+    assert torch.equal(after.video.tokens[:, 18:], state.video.clean[:, 18:])
+    assert not torch.equal(after.video.tokens[:, 6:12], state.video.clean[:, 6:12])
+
+
+@drawn(frame=st.integers(-200, 200), latents=st.integers(1, 20))
+def test_a_keyframe_lies_in_the_latent_frame_that_shows_it(frame: int, latents: int) -> None:
+    num_frames = 8 * (latents - 1) + 1
+    if not -num_frames <= frame < num_frames:
+        with pytest.raises(InputError, match="there is no frame"):
+            Keyframe(PICTURE, frame).latent_frame(num_frames)
+        return
+    number = frame % num_frames
+    latent = Keyframe(PICTURE, frame).latent_frame(num_frames)
+    assert (latent == 0) == (number == 0)
+    assert number == 0 or 8 * latent - 7 <= number <= 8 * latent
+
+
+def test_keyframes_that_cannot_be_are_refused() -> None:
+    for strength in (0.0, 1.5, float("nan")):
+        with pytest.raises(SettingsError, match="above 0 and at most 1"):
+            Keyframe(PICTURE, 1, strength)
+    clash = Request(PROMPT, SETTINGS, PICTURE, keyframes=(Keyframe(PICTURE),))
+    with pytest.raises(InputError, match="share one"):
+        read_inputs(clash)
 
 
 @pytest.mark.parametrize("official", [False, True])

@@ -14,7 +14,7 @@ from idlora.errors import InputError, OutputError, SettingsError
 
 if TYPE_CHECKING:
     from idlora.core.samplers import Callback, Step
-    from idlora.pipeline import IDLoraPipeline, Settings
+    from idlora.pipeline import IDLoraPipeline, Keyframe, Settings
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -31,14 +31,16 @@ def generate(**values: Any) -> None:
 
 
 def _one(values: dict[str, Any]) -> None:
+    from idlora.pipeline import Request
+
     out: Path = values["out"]
     check_target(out)
     pipe = load(values)
     settings = chosen_settings(pipe, values)
+    keyframes = tuple(keyframe_of(text) for text in values["keyframe"] or ())
+    request = Request(values["prompt"], settings, values["image"], values["voice"], keyframes)
     with progress("denoising") as callback:
-        result = pipe(
-            values["prompt"], image=values["image"], voice=values["voice"], settings=settings, callback=callback
-        )
+        result = pipe.generate_batch([request], callback)[0]
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     sidecar = result.save(out)
@@ -49,8 +51,8 @@ def _all(values: dict[str, Any]) -> None:
     """Do the jobs of a file."""
     from idlora.pipeline.jobs import Outcome, read_jobs, run_jobs
 
-    for name in ("prompt", "image", "voice"):
-        if values[name] is not None:
+    for name in ("prompt", "image", "voice", "keyframe"):
+        if values[name]:
             raise InputError(f"--{name} and --jobs exclude each other; write it into the jobs")
     pipe = load(values)
     jobs = read_jobs(values["jobs"], chosen_settings(pipe, values), pipe.generation)
@@ -95,6 +97,20 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     for number, style in enumerate(values["style"] or (), 1):
         pipe.add_adapter(f"style {number}", *style_of(style))
     return pipe
+
+
+def keyframe_of(text: str) -> Keyframe:
+    """FILE@FRAME or FILE@FRAME:STRENGTH (InputError if it is neither)."""
+    from idlora.pipeline import Keyframe
+
+    file, _, rest = text.rpartition("@")
+    frame, _, strength = rest.partition(":")
+    try:
+        return Keyframe(file, int(frame), float(strength or 1))
+    except ValueError as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise InputError(f"--keyframe {text!r} is not FILE@FRAME or FILE@FRAME:STRENGTH; say end.png@-1:0.8") from error
 
 
 def style_of(text: str) -> tuple[str, float]:

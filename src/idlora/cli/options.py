@@ -45,6 +45,7 @@ TABLE = (
     Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS),
     Row("--jobs", Path, "File of jobs, one JSON object a line, instead; --out is their folder.", INPUTS),
     Row("--image", Path, "First frame: any common picture.", INPUTS),
+    Row("--keyframe", list[str], "FILE@FRAME or FILE@FRAME:STRENGTH, -1 is the last; may be repeated.", INPUTS),
     Row("--voice", Path, "Whose voice: any sound or video file, 0.5 s or longer.", INPUTS),
     Row("--negative-prompt", str, "What text guidance leads away from.", INPUTS, "negative_prompt"),
     Row("--preset", str, "one-stage, two-stage, hq, distilled or official; other options win.", INPUTS),

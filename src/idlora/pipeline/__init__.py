@@ -3,7 +3,7 @@
 
 from idlora.pipeline.card import ModelCard
 from idlora.pipeline.components import Components
-from idlora.pipeline.inputs import Request
+from idlora.pipeline.inputs import Keyframe, Request
 from idlora.pipeline.output import Result
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.presets import PRESETS, preset_settings
@@ -14,6 +14,7 @@ __all__ = [
     "PRESETS",
     "Components",
     "IDLoraPipeline",
+    "Keyframe",
     "ModelCard",
     "Parts",
     "Refinement",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,7 @@ class Texts:
 
 
 def prepare(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device: torch.device) -> AVState:
-    """Both streams of a batch with everything that is given (first frames, references) in its place; no noise yet.
+    """Both streams of a batch with everything that is given (pictures, references) in its place; no noise yet.
 
     The members share `settings` but for seeds and negative prompts. A shorter reference is padded in front.
     """
@@ -76,23 +76,26 @@ def _video(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device: 
     grid = codecs.grid(settings)
     empty = torch.zeros(1, grid.num_tokens, codecs.video_channels, device=device)
     positions = video_positions((grid.frames, grid.height, grid.width), settings.frame_rate, device)
-    return _join([video_stream(empty, positions, first_frame(inputs, settings, codecs, device)) for inputs in batch])
+    return _join([video_stream(empty, positions, given_frames(inputs, settings, codecs, device)) for inputs in batch])
 
 
-def first_frame(inputs: Inputs, settings: Settings, codecs: Codecs, device: torch.device) -> Tensor:
-    """Tokens (1, H * W, C) of the picture; no rows without one."""
-    pixels = inputs.pixels(settings.height, settings.width)
-    if pixels is None:
-        return torch.zeros(1, 0, codecs.video_channels, device=device)
-    return codecs.video.encode(torch.from_numpy(pixels.copy())[None, None].to(device)).float()
+def given_frames(
+    inputs: Inputs, settings: Settings, codecs: Codecs, device: torch.device
+) -> dict[int, tuple[Tensor, float]]:
+    """Tokens (1, H * W, C) and strengths of the pictures, by latent frame."""
+    pictures = inputs.pixels(settings.height, settings.width)
+    return {
+        frame: (codecs.video.encode(torch.from_numpy(pixels.copy())[None, None].to(device)).float(), strength)
+        for frame, (pixels, strength) in pictures.items()
+    }
 
 
-def video_stream(empty: Tensor, positions: Tensor, given: Tensor) -> LatentState:
-    """A stream (1, T, C) to be denoised but for its first tokens, which are `given`."""
-    length = given.shape[1]
-    clean = torch.cat([given, empty[:, length:]], dim=1)
-    mask = torch.ones_like(clean[..., :1])
-    mask[:, :length] = 0
+def video_stream(empty: Tensor, positions: Tensor, given: Mapping[int, tuple[Tensor, float]]) -> LatentState:
+    """A stream (1, T, C) to be denoised but for some latent frames, which are `given` with strengths in (0, 1]."""
+    clean, mask = empty.clone(), torch.ones_like(empty[..., :1])
+    for frame, (tokens, strength) in given.items():
+        rows = slice(frame * tokens.shape[1], (frame + 1) * tokens.shape[1])
+        clean[:, rows], mask[:, rows] = tokens, 1 - strength
     return LatentState(clean, positions, mask, clean)
 
 
@@ -202,22 +205,21 @@ def upscale(
 ) -> AVState:
     """The second stage's streams from what the first one made: pictures of twice the size, the sound frozen; no noise.
 
-    The given first frame is encoded anew at the larger size; the reference stays behind.
+    Given frames are encoded anew at the larger size; the reference stays behind.
     """
     first, second = settings
     device = state.video.tokens.device
     tokens = codecs.video.upscale(state.video.tokens, codecs.grid(first), upsampler).float()
     video = _video(batch, second, codecs, device)
-    clean = tokens * video.denoise_mask + video.clean * (1 - video.denoise_mask)
     sound = detach_reference(state.audio)
-    larger = AVState(replace(video, tokens=clean, clean=clean), sound.freeze(sound.tokens))
+    larger = AVState(video.with_tokens(video.keep_clean(tokens)), sound.freeze(sound.tokens))
     return round_positions(larger, second.rounding)
 
 
 def renoise(state: AVState, sigma: float, generators: Generators) -> AVState:
     """Noise the pictures up to sigma; what is given, the sound too, stays clean."""
     video = state.video
-    noisy = interpolate(video.clean, target_noise(video, generators), video.timesteps(sigma))
+    noisy = interpolate(video.tokens, target_noise(video, generators), video.timesteps(sigma))
     return AVState(video.with_tokens(noisy), state.audio)
 
 

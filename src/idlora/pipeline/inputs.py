@@ -14,16 +14,51 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from idlora.core.positions import SAMPLING_RATE
+from idlora.core.positions import FRAMES_PER_TOKEN, SAMPLING_RATE
 from idlora.data.media import PreparedVoice, Voice, fit_image, prepare_voice, read_image, read_voice, to_rgb
 from idlora.data.media.pace import SYLLABLES_A_WORD, syllables_per_second
 from idlora.data.prompt import Prompt, advice, parse_prompt
-from idlora.errors import InputError
+from idlora.errors import InputError, SettingsError
 from idlora.files import sha256_of
 from idlora.pipeline.settings import MIN_VOICE_SECONDS, Settings
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Recording = str | os.PathLike[str] | Voice
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """A picture that some frame is to look like.
+
+    Attributes:
+        image: file, picture or (H, W, 3) uint8.
+        frame: its number from 0; -1 = the last one, and so on.
+        strength: in (0, 1]: 1 = given as it is, less = may be changed.
+
+    Raises:
+        SettingsError: the strength is outside its range.
+    """
+
+    image: Picture
+    frame: int = 0
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise SettingsError(f"keyframe strength {self.strength}: it must be above 0 and at most 1")
+
+    def latent_frame(self, num_frames: int) -> int:
+        """Number of the latent frame that holds it: the first one holds frame 0 alone, each later one eight.
+
+        Raises:
+            InputError: the clip has no such frame.
+        """
+        frame = self.frame + num_frames if self.frame < 0 else self.frame
+        if not 0 <= frame < num_frames:
+            raise InputError(
+                f"there is no frame {self.frame} in a clip of {num_frames}; the last is {num_frames - 1}, or -1"
+            )
+        return (frame + FRAMES_PER_TOKEN - 1) // FRAMES_PER_TOKEN
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +70,14 @@ class Request:
         settings: how to make it.
         image: first frame, a file, a picture or (H, W, 3) uint8; None = none.
         voice: whose voice, a sound or video file or samples; None = nobody's.
+        keyframes: more pictures, for other frames or with less than full strength.
     """
 
     prompt: str
     settings: Settings
     image: Picture | None = None
     voice: Recording | None = None
+    keyframes: tuple[Keyframe, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +87,7 @@ class Inputs:
     Attributes:
         prompt: in its three parts.
         settings: as requested.
-        picture: upright RGB in its own size, or None.
+        pictures: upright RGB in their own sizes, by latent frame, with strengths.
         voice: (2, samples) float32 at 16 kHz, or None.
         notes: what the caller should know.
         origins: of picture and voice, the file's name and SHA-256.
@@ -58,14 +95,17 @@ class Inputs:
 
     prompt: Prompt
     settings: Settings
-    picture: Image.Image | None
+    pictures: Mapping[int, tuple[Image.Image, float]]
     voice: NDArray[np.float32] | None
     notes: tuple[str, ...]
     origins: Mapping[str, Mapping[str, str]]
 
-    def pixels(self, height: int, width: int) -> NDArray[np.uint8] | None:
-        """The picture fitted to a size, (height, width, 3) uint8."""
-        return None if self.picture is None else np.asarray(fit_image(self.picture, height, width))
+    def pixels(self, height: int, width: int) -> dict[int, tuple[NDArray[np.uint8], float]]:
+        """The pictures fitted to a size, (height, width, 3) uint8, by latent frame, with strengths."""
+        return {
+            frame: (np.asarray(fit_image(picture, height, width)), strength)
+            for frame, (picture, strength) in self.pictures.items()
+        }
 
 
 def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
@@ -77,16 +117,30 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
     """
     prompt, settings = parse_prompt(request.prompt), request.settings
     voice = None if request.voice is None else _prepared(request.voice, settings.max_voice_seconds)
-    picture = None if request.image is None else _picture(request.image)
+    pictures = _pictures(request)
     origins = {"image": _origin(request.image), "voice": _origin(request.voice)}
+    origins |= {f"frame {keyframe.frame}": _origin(keyframe.image) for keyframe in request.keyframes}
     return Inputs(
         prompt=prompt,
         settings=settings,
-        picture=picture,
+        pictures=pictures,
         voice=None if voice is None else in_stereo(voice.voice.samples),
         notes=(*_prompt_notes(prompt, settings, voice, vocabulary), *_voice_notes(voice)),
         origins={kind: origin for kind, origin in origins.items() if origin},
     )
+
+
+def _pictures(request: Request) -> dict[int, tuple[Image.Image, float]]:
+    first = () if request.image is None else (Keyframe(request.image),)
+    found: dict[int, tuple[Image.Image, float]] = {}
+    for keyframe in (*first, *request.keyframes):
+        latent = keyframe.latent_frame(request.settings.num_frames)
+        if latent in found:
+            raise InputError(
+                f"frame {keyframe.frame} has a neighbour with a picture of its own; frames 8k + 1 to 8k + 8 share one"
+            )
+        found[latent] = (_picture(keyframe.image), keyframe.strength)
+    return found
 
 
 def _picture(image: Picture) -> Image.Image:

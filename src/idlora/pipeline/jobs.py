@@ -12,7 +12,7 @@ from typing import Any, Literal
 from idlora.errors import IDLoraError, InputError, SettingsError
 from idlora.files import write_text
 from idlora.networks.generations import Generation
-from idlora.pipeline.inputs import Request
+from idlora.pipeline.inputs import Keyframe, Request
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.presets import preset_settings
 from idlora.pipeline.records import nearest
@@ -25,6 +25,7 @@ _KEYS: Mapping[str, str] = {
     "name": "of the clip's file, without .mp4; by default the number of the line",
     "image": "file",
     "voice": "file",
+    "keyframes": "list of objects image, frame, strength",
     "preset": "name",
     "settings": "object",
 }
@@ -87,9 +88,17 @@ def _job(number: int, line: str, folder: Path, base: Settings, generation: Gener
         settings = preset_settings(data["preset"], base, generation) if "preset" in data else base
         settings = settings_from_json(data.get("settings", {}), settings)
         image, voice = (_file(data, key, folder) for key in ("image", "voice"))
-        return Job(_name(data.get("name", default)), Request(data["prompt"], settings, image, voice))
-    except (IDLoraError, ValueError) as error:
-        return Job(default, None, f"line {number}: {error}" if isinstance(error, json.JSONDecodeError) else str(error))
+        keyframes = tuple(_keyframe(each, folder) for each in data.get("keyframes", ()))
+        return Job(_name(data.get("name", default)), Request(data["prompt"], settings, image, voice, keyframes))
+    except (IDLoraError, ValueError, TypeError) as error:
+        return Job(default, None, str(error) if isinstance(error, IDLoraError) else f"line {number}: {error}")
+
+
+def _keyframe(data: Any, folder: Path) -> Keyframe:
+    image = _file(data, "image", folder) if isinstance(data, dict) else None
+    if image is None or not isinstance(data.get("frame"), int) or data.keys() - {"image", "frame", "strength"}:
+        raise InputError(f"keyframe {data!r} must be an object of image, frame and, if wanted, strength")
+    return Keyframe(image, data["frame"], float(data.get("strength", 1.0)))
 
 
 def _name(name: object) -> str:

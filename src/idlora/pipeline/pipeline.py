@@ -43,7 +43,7 @@ from idlora.pipeline.generation import (
     stages,
     upscale,
 )
-from idlora.pipeline.inputs import Inputs, Picture, Recording, Request, read_inputs
+from idlora.pipeline.inputs import Inputs, Keyframe, Picture, Recording, Request, read_inputs
 from idlora.pipeline.output import Result
 from idlora.pipeline.settings import Options, Settings, settings_to_json, with_options
 from idlora.pipeline.sources import PACKAGED, Parts, load_model, model_path, weights_digests
@@ -178,6 +178,7 @@ class IDLoraPipeline:
         *,
         image: Picture | None = None,
         voice: Recording | None = None,
+        keyframes: Sequence[Keyframe] = (),
         settings: Settings | None = None,
         callback: Callback | None = None,
         **options: Unpack[Options],
@@ -188,6 +189,7 @@ class IDLoraPipeline:
             prompt: tagged (`[VISUAL] ... [SPEECH] ... [SOUNDS] ...`) or free English with the speech in quotes.
             image: the first frame; None = the model's own idea.
             voice: seconds of somebody's speech; None = any voice.
+            keyframes: pictures for other frames than the first.
             settings: instead of the model's defaults.
             callback: called before each step; returning False cancels.
             options: fields of `Settings` that differ from these.
@@ -198,7 +200,7 @@ class IDLoraPipeline:
             Cancelled: the callback returned False.
         """
         chosen = with_options(settings or self.card.defaults, options)
-        return self.generate_batch([Request(prompt, chosen, image, voice)], callback)[0]
+        return self.generate_batch([Request(prompt, chosen, image, voice, tuple(keyframes))], callback)[0]
 
     @torch.no_grad()
     def generate_batch(self, requests: Sequence[Request], callback: Callback | None = None) -> list[Result]:
