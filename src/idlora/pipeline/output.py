@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Result:
         notes: what the caller should know.
         timings: seconds by verb.
         provenance: prompt, inputs and weights, for the sidecar.
+        peak_bytes: most memory in use on a GPU by verb; empty elsewhere.
     """
 
     video: NDArray[np.uint8]
@@ -56,6 +57,7 @@ class Result:
     notes: tuple[str, ...]
     timings: Mapping[str, float]
     provenance: Mapping[str, Any]
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def sidecar(self) -> dict[str, Any]:
         """Everything that tells how the clip was made, as JSON's own types; no path of this machine is in it."""
@@ -65,6 +67,7 @@ class Result:
             "settings": settings_to_json(self.settings),
             "notes": list(self.notes),
             "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
+            "peak_bytes": dict(self.peak_bytes),
             "versions": versions(),
         }
 

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +42,7 @@ from idlora.pipeline.generation import (
     upscale,
 )
 from idlora.pipeline.inputs import Inputs, Keyframe, Picture, Recording, Request, read_inputs
+from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import Result
 from idlora.pipeline.settings import Options, Settings, settings_to_json, with_options
 from idlora.pipeline.sources import PACKAGED, Parts, load_model, model_path, weights_digests
@@ -212,13 +211,13 @@ class IDLoraPipeline:
         """
         settings = _common(requests)
         self._check(settings)
-        timings: dict[str, float] = {}
-        with _timed(timings, "prepare"):
+        meter = Meter(self.device)
+        with meter.verb("prepare"):
             batch = [read_inputs(request, self.card.vocabulary) for request in requests]
             _refuse_mixed(batch, settings)
             texts = self._encode(batch, settings)
-        state = self._generated(batch, texts, timings, callback)
-        with _timed(timings, "decode"):
+        state = self._generated(batch, texts, meter, callback)
+        with meter.verb("decode"):
             media = decode(state, self.codecs, settings)
         return [
             Result(
@@ -227,7 +226,8 @@ class IDLoraPipeline:
                 sample_rate=media.sample_rate,
                 settings=inputs.settings,
                 notes=self._notes(inputs),
-                timings=timings,
+                timings=meter.seconds,
+                peak_bytes=meter.peak_bytes,
                 provenance=self._provenance(inputs),
             )
             for video, audio, inputs in zip(media.video, media.audio, batch, strict=True)
@@ -254,22 +254,20 @@ class IDLoraPipeline:
                 "strength to 0 if the weights themselves are distilled"
             )
 
-    def _generated(
-        self, batch: Sequence[Inputs], texts: Texts, timings: dict[str, float], callback: Callback | None
-    ) -> AVState:
+    def _generated(self, batch: Sequence[Inputs], texts: Texts, meter: Meter, callback: Callback | None) -> AVState:
         """The clean tokens of a batch, by one stage or two."""
         plans = stages(batch[0].settings)
         generators = generators_for([inputs.settings.seed for inputs in batch])
-        with _timed(timings, "prepare"):
+        with meter.verb("prepare"):
             state = prepare(batch, plans[0], self.codecs, self.device)
-        with _timed(timings, "denoise"):
+        with meter.verb("denoise"):
             state = noise(state, generators, official=plans[0].official_noise)
             state = self._denoised(state, texts, plans[0], Sampling(self._sigmas(plans[0]), generators, callback))
         if len(plans) == 1:
             return state
-        with _timed(timings, "upscale"):
+        with meter.verb("upscale"):
             state = upscale(state, batch, plans, self.codecs, self.components.latent_upsampler)
-        with _timed(timings, "refine"):
+        with meter.verb("refine"):
             sigmas = self._sigmas(plans[1])
             state = renoise(state, float(sigmas[0]), generators)
             return self._denoised(state, texts, plans[1], Sampling(sigmas, generators, callback))
@@ -348,10 +346,3 @@ def _refuse_mixed(batch: Sequence[Inputs], settings: Settings) -> None:
     voices = [inputs.voice is not None for inputs in batch]
     if settings.guidance.identity.adapter_off and any(voices) and not all(voices):
         raise SettingsError("identity guidance with the adapter off: give every request of a batch a voice, or none")
-
-
-@contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

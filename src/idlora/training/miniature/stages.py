@@ -48,8 +48,8 @@ SCHEDULES = {
     "video-vae": Schedule(steps=0),
     "video-decoder": Schedule(steps=4000, learning_rate=5e-4),
     "text": Schedule(steps=400, learning_rate=1e-3),
-    "base": Schedule(steps=10_000, learning_rate=1.5e-3, warmup=200),
-    "adapter": Schedule(steps=1200, learning_rate=2e-3, warmup=50, weight_decay=0.0),
+    "base": Schedule(steps=8000, learning_rate=1.5e-3, warmup=200),
+    "adapter": Schedule(steps=1500, learning_rate=2e-3, warmup=50, weight_decay=0.0),
 }
 
 
