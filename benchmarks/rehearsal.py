@@ -86,10 +86,11 @@ def tiny(blueprint: Blueprint, generation: str) -> Blueprint:
         wide = ("hidden_channels",) if generation == "2.0" else ("hidden_channels", "bwe_hidden_channels")
         changes |= dict.fromkeys(wide, 64)
     if blueprint.component == "vae":
-        stages = len(blueprint.config.get("decoder_block_out_channels", (0,) * 3))
-        changes |= {"block_out_channels": (32, 32, 64, 64), "layers_per_block": (1,) * 5}
-        changes |= {"decoder_block_out_channels": (32, 32, 64, 64)[-stages:]}
-        changes |= {"decoder_layers_per_block": (1,) * (stages + 1)}
+        published = blueprint.on_meta().config
+        for name in ("block_out_channels", "decoder_block_out_channels"):
+            changes[name] = tuple(width // 16 for width in published[name])
+        for name in ("layers_per_block", "decoder_layers_per_block"):
+            changes[name] = (1,) * len(published[name])
     return replace(blueprint, config={**blueprint.config, **changes})
 
 
