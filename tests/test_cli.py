@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from idlora.cli import main
+from idlora.cli.generate import checked_device
 from idlora.cli.options import TABLE, settings_json
 from idlora.data.media import read_image, read_video, write_mp4, write_png, write_wav
 from idlora.networks.adapter import AdapterWeights, write_adapter
@@ -140,6 +141,13 @@ def test_generate_writes_a_clip_and_its_sidecar(model: Path, inputs: Path, capsy
     assert printed.err == ""
 
 
+@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_is_the_best_device(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert checked_device("auto") == chosen
+
+
 def test_keyframes_are_given_by_file_and_frame(model: Path, inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keyframes = ("--keyframe", f"{inputs}/face.png@-1:0.5", "--keyframe", f"{inputs}/face.png@0")
     assert generate(model, inputs / "clip.mp4", *keyframes) == 0
@@ -212,7 +220,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "unknown sampler": (["--sampler", "heun"], "euler, res2s"),
     "unknown setting": (["--settings", "unknown.json"], "did you mean 'num_frames'"),
     "broken settings": (["--settings", "junk.mp3"], "junk.mp3"),
-    "unknown device": (["--device", "abacus"], "choose cpu"),
+    "unknown device": (["--device", "abacus"], "choose auto, cpu"),
     "unknown dtype": (["--dtype", "int3"], "bfloat16"),
     "unknown model": (["--model", "./absent"], "there is no model"),
     "missing adapter": (["--adapter", "absent.safetensors"], "absent.safetensors"),

@@ -250,6 +250,8 @@ def test_unknown_spoken_words_give_a_notice_and_generation_goes_on() -> None:
 def test_a_prompt_too_long_for_the_model_gives_a_notice() -> None:
     result = pipeline()("a man " * 20)
     assert result.notes == ("the prompt is 44 tokens long: this model reads the first 24",)
+    result = pipeline()(PROMPT, settings=settings(negative_prompt="a man " * 20))
+    assert result.notes == ("the negative prompt is 41 tokens long: this model reads the first 24",)
 
 
 def test_a_callback_sees_every_step_and_can_cancel() -> None:

@@ -123,13 +123,16 @@ def style_of(text: str) -> tuple[str, float]:
 
 
 def checked_device(name: str) -> str:
-    """The name of a device that is there (SettingsError if not)."""
+    """The name of a device that is there; `auto` is the first of cuda, mps and cpu (SettingsError if it is not)."""
     import torch
 
+    if name == "auto":
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        return next(kind for kind, found in there.items() if found)
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"device {name!r} cannot be used here; choose cpu, or cuda with a GPU") from error
+        raise SettingsError(f"device {name!r} cannot be used here; choose auto, cpu, or cuda with a GPU") from error
     return name
 
 

@@ -112,7 +112,7 @@ TABLE = (
     Row("--distilled-strength", float, "Of it in the first stage.", MODEL, "distilled"),
     Row("--refine-strength", float, "Of it in the second stage.", MODEL, "refine.distilled"),
     Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
-    Row("--device", str, "cpu, cuda, ...", MODEL, default="cpu"),
+    Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
 )
 

@@ -302,10 +302,12 @@ class IDLoraPipeline:
         return JointModel(self.components.transformer, options, without_adapter=self.adapters.without_identity)
 
     def _notes(self, inputs: Inputs) -> tuple[str, ...]:
-        length, limit = self.encoder.num_tokens(inputs.prompt.text()), self.card.max_text_tokens
-        if length <= limit:
-            return inputs.notes
-        return (*inputs.notes, f"the prompt is {length} tokens long: this model reads the first {limit}")
+        texts = {"prompt": inputs.prompt.text(), "negative prompt": inputs.settings.negative_prompt}
+        lengths = {name: self.encoder.num_tokens(text) for name, text in texts.items()}
+        limit = self.card.max_text_tokens
+        cut = [name for name, length in lengths.items() if length > limit]
+        told = (f"the {name} is {lengths[name]} tokens long: this model reads the first {limit}" for name in cut)
+        return (*inputs.notes, *told)
 
     def _provenance(self, inputs: Inputs) -> dict[str, Any]:
         network = self.components.transformer
