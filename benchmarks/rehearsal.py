@@ -23,7 +23,6 @@ import torch
 
 from idlora.data.media import Voice
 from idlora.networks.adapter import IDENTITY, AdapterWeights, new_adapter
-from idlora.networks.classes import class_of
 from idlora.networks.generations import GENERATIONS
 from idlora.networks.published import PUBLISHED, Blueprint
 from idlora.networks.stack import DISTILLED
@@ -100,7 +99,7 @@ def built(blueprint: Blueprint, device: str, dtype: torch.dtype) -> Any:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            module = class_of(blueprint.component, blueprint.kind)(**blueprint.config)
+            module = blueprint.build()
     finally:
         torch.set_default_dtype(before)
     return module.to(dtype).eval()

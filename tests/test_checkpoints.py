@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Official single files: every name of the full-size models maps, with equal shapes, none left over on either side."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,17 @@ from idlora.networks.checkpoints import (
     to_official_key,
     transformer_keys,
 )
+from stored_keys import GOLDEN, stored
 
-GOLDEN = Path(__file__).parent / "golden"
 BOTH = pytest.mark.parametrize("generation", ["2.0", "2.3"])
 
 
 def official_keys(generation: str) -> dict[str, tuple[int, ...]]:
-    stored = json.loads((GOLDEN / f"keys/keys_transformer_{generation}.json").read_text(encoding="utf-8"))
-    return {key: tuple(shape) for key, shape in stored.items()}
+    return {key: tuple(shape) for key, shape in stored(f"keys_transformer_{generation}").items()}
 
 
 def published_config(generation: str) -> dict[str, Any]:
-    stored = json.loads((GOLDEN / f"keys/config_{generation}.json").read_text(encoding="utf-8"))
-    config: dict[str, Any] = stored["transformer"]
+    config: dict[str, Any] = stored(f"config_{generation}")["transformer"]
     return config
 
 

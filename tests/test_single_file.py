@@ -24,14 +24,9 @@ from idlora.networks.single_file import (
     write_upsampler,
 )
 from idlora.pipeline import IDLoraPipeline, Parts
+from stored_keys import GOLDEN, stored
 
-GOLDEN = Path(__file__).parent / "golden"
 BOTH = pytest.mark.parametrize("generation", ["2.0", "2.3"])
-
-
-def stored(generation: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((GOLDEN / f"keys/config_{generation}.json").read_text(encoding="utf-8"))
-    return data
 
 
 def plain(value: Any) -> Any:
@@ -40,7 +35,7 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3", "2.5"])
 def test_published_sizes_are_those_of_the_converted_models(generation: str) -> None:
-    given = {name: config for name, config in stored(generation).items() if not name.endswith("_renames")}
+    given = {name: config for name, config in stored(f"config_{generation}").items() if not name.endswith("_renames")}
     assert given.keys() == PUBLISHED[generation].keys()
     for name, config in given.items():
         built = PUBLISHED[generation][name].on_meta().config
@@ -60,7 +55,7 @@ def test_every_full_size_name_has_one_official_name(generation: str, component: 
 @pytest.mark.parametrize("component", ["connectors", "vae", "audio_vae", "vocoder"])
 def test_renames_are_the_published_ones(generation: str, component: str) -> None:
     """The converter that made the diffusers folders replaces substrings in this order; its result must be ours."""
-    renames: dict[str, str] = stored(generation)[f"{component}_renames"]
+    renames: dict[str, str] = stored(f"config_{generation}")[f"{component}_renames"]
     names = list(PUBLISHED[generation][component].on_meta().state_dict())
     prefix = {"vae": "vae.", "audio_vae": "audio_vae.", "vocoder": "vocoder.", "connectors": ""}[component]
     for name, official in official_keys(component, names).items():
@@ -106,6 +101,8 @@ def test_weights_can_be_stored_smaller(tmp_path: Path) -> None:
     loaded = load_single_file(tmp_path / "model.safetensors", torch.float32)
     weight = modules["transformer"].proj_in.weight
     assert torch.equal(loaded["transformer"].proj_in.weight, weight.bfloat16().float())
+    for name, buffer in modules["vocoder"].named_buffers():
+        assert torch.equal(loaded["vocoder"].get_buffer(name), buffer)
 
 
 def test_statistics_that_no_network_reads_are_passed_over(tmp_path: Path) -> None:
@@ -113,9 +110,12 @@ def test_statistics_that_no_network_reads_are_passed_over(tmp_path: Path) -> Non
     write_single_file(path, tiny.real_components("2.0").modules())
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
+    before = load_single_file(path)["vae"].state_dict()
     more = {f"vae.per_channel_statistics.{name}": torch.ones(2) for name in ("channel", "mean-of-stds")}
     save_file({**load_file(path), **more}, path, metadata)
-    load_single_file(path)
+    after = load_single_file(path)["vae"].state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_an_upscaler_goes_into_a_file_and_back(tmp_path: Path) -> None:
@@ -152,6 +152,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     no_vocoder = {key: value for key, value in tensors.items() if not key.startswith("vocoder.")}
     save_file(no_vocoder, path, metadata)
     with pytest.raises(WeightsError, match="without vocoder"):
+        load_single_file(path)
+    save_file(tensors, path, {**metadata, "config": "{"})
+    with pytest.raises(WeightsError, match="no usable 'config'"):
         load_single_file(path)
     save_file(tensors, path, {"model_version": "2.3"})
     with pytest.raises(WeightsError, match="without its configuration"):

@@ -106,11 +106,10 @@ def keyframe_of(text: str) -> Keyframe:
     file, _, rest = text.rpartition("@")
     frame, _, strength = rest.partition(":")
     try:
-        return Keyframe(file, int(frame), float(strength or 1))
+        number, share = int(frame), float(strength or 1)
     except ValueError as error:
-        if isinstance(error, SettingsError):
-            raise
         raise InputError(f"--keyframe {text!r} is not FILE@FRAME or FILE@FRAME:STRENGTH; say end.png@-1:0.8") from error
+    return Keyframe(file, number, share)
 
 
 def style_of(text: str) -> tuple[str, float]:

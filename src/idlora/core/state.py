@@ -39,7 +39,7 @@ class LatentState:
         return torch.zeros_like(level) if self.frozen else level
 
     def freeze(self, clean: Tensor) -> LatentState:
-        """The same stream with all of its tokens given."""
+        """The same stream with all of its tokens (B, T, C) given: nothing in it is denoised."""
         return replace(self, tokens=clean, clean=clean, denoise_mask=torch.zeros_like(self.denoise_mask), frozen=True)
 
     def timesteps(self, sigma: Tensor | float) -> Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +148,20 @@ def read_official_config(path: Path) -> dict[str, Any]:
         WeightsError: the file is missing, broken or carries no configuration.
     """
     with open_weights(path) as file:
-        text = (file.metadata() or {}).get("config")
-    if text is None:
-        raise WeightsError(f"{path}: the metadata has no 'config'; an official single file of LTX-2 is needed")
-    config: dict[str, Any] = json.loads(text)
-    inner: dict[str, Any] = config.get("transformer", config)
+        return transformer_section(file.metadata() or {}, path.name)
+
+
+def transformer_section(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+    """The transformer's configuration in the metadata of an official file.
+
+    Raises:
+        WeightsError: there is none, or it is no JSON.
+    """
+    try:
+        config: dict[str, Any] = json.loads(metadata["config"])
+        inner: dict[str, Any] = config.get("transformer", config)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{source}: the metadata has no usable 'config'; fetch the official file again") from error
     return inner
 
 
@@ -192,17 +201,25 @@ def load_official_transformer(path: Path, dtype: torch.dtype = torch.float32) ->
     Raises:
         WeightsError: the file is broken, or a weight is missing, unknown or of another shape.
     """
-    from accelerate import init_empty_weights
     from diffusers import LTX2VideoTransformer3DModel
 
     config = diffusers_config(read_official_config(path))
+    return filled(lambda: LTX2VideoTransformer3DModel(**config), read_official_weights(path, dtype), path.name)
+
+
+def filled(build: Callable[[], Any], weights: Mapping[str, Tensor], source: str) -> Any:
+    """A network made of exactly these weights, by diffusers' names, in evaluation mode.
+
+    Raises:
+        WeightsError: a weight is missing, unknown or of another shape.
+    """
+    from accelerate import init_empty_weights
+
     with init_empty_weights():
-        transformer = LTX2VideoTransformer3DModel(**config)
-    weights = read_official_weights(path, dtype)
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    check_fit(shapes, transformer, path.name)
-    transformer.load_state_dict(weights, assign=True)
-    return aligned(transformer).eval()
+        module = build()
+    check_fit({name: tuple(value.shape) for name, value in weights.items()}, module, source)
+    module.load_state_dict(weights, assign=True)
+    return aligned(module).eval()
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], transformer: Any, source: str) -> None:

@@ -53,10 +53,14 @@ class Blueprint:
     kind: str
     config: Mapping[str, Any] = field(default_factory=dict)
 
+    def build(self) -> Any:
+        """The network as its class starts it."""
+        return class_of(self.component, self.kind)(**self.config)
+
     def on_meta(self) -> Any:
         """The network with shapes and no memory behind them."""
         with torch.device("meta"):
-            return class_of(self.component, self.kind)(**self.config)
+            return self.build()
 
 
 def _transformer(generation: str) -> Blueprint:

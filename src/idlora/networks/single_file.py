@@ -20,16 +20,15 @@ from idlora.errors import WeightsError
 from idlora.files import write_tensors
 from idlora.networks.checkpoints import (
     OFFICIAL_PREFIX,
-    aligned,
-    check_fit,
     diffusers_config,
+    filled,
     official_config,
     official_generation,
     open_weights,
     to_official_key,
     transformer_keys,
+    transformer_section,
 )
-from idlora.networks.classes import class_of
 from idlora.networks.generations import generation_of
 from idlora.networks.published import PUBLISHED, Blueprint
 
@@ -166,14 +165,12 @@ def load_single_file(path: Path, dtype: torch.dtype = torch.float32) -> dict[str
     with open_weights(path) as file:
         keys, metadata = list(file.keys()), file.metadata() or {}
         _refuse_other(path, keys, metadata)
-        return {
-            blueprint.component: _read(blueprint, file, keys, path.name, dtype) for blueprint in _blueprints(metadata)
-        }
+        blueprints = _blueprints(metadata, path.name)
+        return {each.component: _read(each, file, keys, path.name, dtype) for each in blueprints}
 
 
-def _blueprints(metadata: Mapping[str, str]) -> list[Blueprint]:
-    config = json.loads(metadata["config"])
-    config = config.get("transformer", config)
+def _blueprints(metadata: Mapping[str, str], source: str) -> list[Blueprint]:
+    config = transformer_section(metadata, source)
     known = dict(PUBLISHED[official_generation(config).name])
     known["transformer"] = Blueprint("transformer", "LTX2VideoTransformer3DModel", diffusers_config(config))
     for component, (kind, own) in json.loads(metadata.get(_OWN, "{}")).items():
@@ -187,14 +184,7 @@ def _read(blueprint: Blueprint, file: Any, keys: list[str], source: str, dtype: 
 
 
 def _built(blueprint: Blueprint, weights: Mapping[str, Tensor], source: str) -> Any:
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        module = class_of(blueprint.component, blueprint.kind)(**blueprint.config)
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    check_fit(shapes, module, f"{source} ({blueprint.component})")
-    module.load_state_dict(weights, assign=True)
-    return aligned(module).eval()
+    return filled(blueprint.build, weights, f"{source} ({blueprint.component})")
 
 
 def _refuse_other(path: Path, keys: list[str], metadata: Mapping[str, str]) -> None:
@@ -232,7 +222,7 @@ def write_single_file(path: Path, components: Mapping[str, Any], dtype: torch.dt
     Args:
         path: file to write.
         components: the networks by name; more than the five are left out.
-        dtype: of the weights in the file; None = as they are.
+        dtype: of the parameters in the file; None = as they are. Buffers (filters, statistics of latents) stay exact.
 
     Raises:
         WeightsError: the transformer is of a generation without official single files.
@@ -244,9 +234,10 @@ def write_single_file(path: Path, components: Mapping[str, Any], dtype: torch.dt
         raise WeightsError(f"LTX-{generation.name} has no official single file; save it in diffusers' layout")
     tensors: dict[str, Tensor] = {}
     for component in COMPONENTS:
-        weights = components[component].state_dict()
+        weights, exact = components[component].state_dict(), dict(components[component].named_buffers())
         for name, official in official_keys(component, weights).items():
-            tensors[official] = weights[name].detach().to("cpu", dtype or weights[name].dtype).contiguous()
+            kind = None if name in exact else dtype
+            tensors[official] = weights[name].detach().to("cpu", kind or weights[name].dtype).contiguous()
     own = {name: _own_config(components[name]) for name in COMPONENTS if name != "transformer"}
     metadata = {
         "config": json.dumps({"transformer": official_config(transformer.config)}),

@@ -247,7 +247,7 @@ class IDLoraPipeline:
         check_size(settings, self.codecs)
         if settings.refine.sigmas and self.components.latent_upsampler is None:
             raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")
-        wanted = max(stage.distilled for stage in stages(settings))
+        wanted = next((stage.distilled for stage in stages(settings) if stage.distilled), 0.0)
         if wanted and self.adapters.get(DISTILLED) is None and not self.card.distilled:
             raise SettingsError(
                 f"distilled strength {wanted:g} needs the distilled adapter: give its file (--distilled), or set the "

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
@@ -19,59 +19,52 @@ RESCALE = 0.7
 OFFICIAL_SEED = 42
 
 
-@dataclass(frozen=True)
-class Preset:
-    """One row.
-
-    Attributes:
-        summary: a sentence for the help.
-        apply: the settings of a generation of LTX-2, from those that the model has by default.
-    """
-
-    summary: str
-    apply: Callable[[Settings, Generation], Settings]
-
-
 def _guided(generation: Generation) -> Guidance:
     stg = STGuidance(1.0, blocks=(generation.stg_block,))
     return Guidance(TextGuidance(3.0, 7.0), IdentityGuidance(3.0), stg, ModalityGuidance(3.0), RESCALE)
 
 
 def _one_stage(base: Settings, generation: Generation) -> Settings:
+    """30 Euler steps, all four guidance terms, the spread pulled back by 0.7."""
     plain = replace(base, sampler="euler", shift="fixed", num_inference_steps=30, sigmas=())
     plain = replace(plain, rounding="none", official_noise=False, distilled=0.0, refine=Refinement())
     return replace(plain, guidance=_guided(generation))
 
 
 def _two_stage(base: Settings, generation: Generation) -> Settings:
+    """One stage at half the size, upscaled, then three distilled steps."""
     return replace(_one_stage(base, generation), refine=Refinement(REFINE_SIGMAS, distilled=0.8))
 
 
 def _hq(base: Settings, generation: Generation) -> Settings:
+    """15 res_2s steps at half the size, upscaled, then three more."""
     settings = replace(_one_stage(base, generation), sampler="res2s", num_inference_steps=15, shift="by-size")
     guidance = replace(settings.guidance, text=TextGuidance(3.0, 7.0, star=True), stg=STGuidance(0.0), rescale=0.0)
     return replace(settings, guidance=guidance, distilled=0.25, refine=Refinement(REFINE_SIGMAS, distilled=0.5))
 
 
 def _distilled(base: Settings, generation: Generation) -> Settings:
+    """Eight steps without text guidance, by distilled weights or their adapter."""
     guidance = Guidance(TextGuidance(1.0, 1.0), IdentityGuidance(1.0), STGuidance(0.0), ModalityGuidance(1.0))
     settings = replace(_one_stage(base, generation), guidance=guidance, distilled=1.0)
     return replace(settings, sigmas=DISTILLED_SIGMAS)
 
 
 def _official(base: Settings, generation: Generation) -> Settings:
+    """Scales, schedule, positions, noise and seed of the official one-stage script, for comparison."""
     guidance = Guidance(stg=STGuidance(blocks=(generation.official_stg_block,)))
     settings = replace(_one_stage(base, generation), guidance=guidance, rounding="bf16-inference")
     return replace(settings, official_noise=True, seed=OFFICIAL_SEED, mask_reference_to_video=False)
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
+# From the settings that a model has by default to those of the preset.
+PRESETS: Mapping[str, Callable[[Settings, Generation], Settings]] = MappingProxyType(
     {
-        "one-stage": Preset("30 Euler steps, all four guidance terms, spread pulled back by 0.7", _one_stage),
-        "two-stage": Preset("one-stage at half the size, upscaled, then 3 distilled steps", _two_stage),
-        "hq": Preset("15 res_2s steps at half the size, upscaled, then 3 more", _hq),
-        "distilled": Preset("8 steps, no text guidance; distilled weights or their adapter", _distilled),
-        "official": Preset("the official one-stage script to its roundings, for comparison", _official),
+        "one-stage": _one_stage,
+        "two-stage": _two_stage,
+        "hq": _hq,
+        "distilled": _distilled,
+        "official": _official,
     }
 )
 
@@ -84,4 +77,4 @@ def preset_settings(name: str, base: Settings, generation: Generation) -> Settin
     """
     if name not in PRESETS:
         raise SettingsError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name].apply(base, generation)
+    return PRESETS[name](base, generation)
