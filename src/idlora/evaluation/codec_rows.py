@@ -78,9 +78,14 @@ def ceiling(plan: Plan, store: Store, judges: Judges, codec: Codec, split: Split
     """Scores of the sounds asked for, the true ones through the codec."""
 
     def one(speaker: int, prompt: int) -> Values:
-        return _through(store, judges, codec, f"codec/{split}/{speaker}/{prompt}", target(split, speaker, prompt))
+        return coded(store, judges, codec, split, speaker, prompt)
 
     return Scores.collect(plan.speakers, plan.prompts, one)
+
+
+def coded(store: Store, judges: Judges, codec: Codec, split: Split, speaker: int, prompt: int) -> Values:
+    """Scores of one of them."""
+    return _through(store, judges, codec, f"codec/{split}/{speaker}/{prompt}", target(split, speaker, prompt))
 
 
 def enrolled(plan: Plan, store: Store, judges: Judges, codec: Codec, split: Split) -> Floats:

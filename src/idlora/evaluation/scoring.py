@@ -96,10 +96,10 @@ class Match:
 
     @classmethod
     def of(cls, scores: Scores, centroids: Floats, owners: NDArray[np.int64] | None = None) -> Match:
-        """Compare clips with centroids (speakers, 256); `owners` (speakers,): whose voice each row should be."""
+        """Compare clips with centroids (speakers, 256); `owners` (speakers, clips): whose voice each should be."""
         num_speakers, num_clips = scores.errors.shape
-        wanted = np.arange(num_speakers) if owners is None else owners
-        speakers = np.repeat(wanted, num_clips)
+        own = np.repeat(np.arange(num_speakers), num_clips)
+        speakers = own if owners is None else owners.reshape(-1)
         cosines = scores.embeddings.reshape(num_speakers * num_clips, -1) @ centroids.T
         parts = (function(cosines, speakers) for function in (own_cosines, margins, first_ranks))
         return cls(*(part.reshape(num_speakers, num_clips) for part in parts))

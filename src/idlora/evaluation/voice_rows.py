@@ -18,7 +18,7 @@ from idlora.data.world.captions import caption
 from idlora.data.world.speakers import Split
 from idlora.data.world.voice import SAMPLE_RATE
 from idlora.evaluation.clips import Plan, first_frame, reference_sound, target
-from idlora.evaluation.codec_rows import Codec, ShippedCodec, ceiling, enrolled
+from idlora.evaluation.codec_rows import Codec, ShippedCodec, ceiling, coded, enrolled
 from idlora.evaluation.judges import mono
 from idlora.evaluation.report import Row
 from idlora.evaluation.scoring import Judges, Match, Scores
@@ -119,11 +119,12 @@ def wrong_rows(bench: Bench, split: Split) -> list[Row]:
     """With another speaker's reference: nearness to the speaker it should not be, and to the one it is."""
     plan, store = bench.plan, bench.store
     centroids = enrolled(plan, store, bench.judges, bench.subject.codec, split)
-    scores = generated(bench, split, "wrong reference")
-    others = np.array([other_speaker(index, plan.speakers) for index in range(plan.speakers)])
-    match, followed = Match.of(scores, centroids), Match.of(scores, centroids, others)
+    scores, truth = generated(bench, split, "wrong reference"), _others_truth(bench, split)
+    match, followed = Match.of(scores, centroids), Match.of(scores, centroids, _others(plan))
+    likeness = Match.of(truth, centroids)
     return [
         Row("wrong reference: margin", mean_over(match.margins), scores.n),
+        Row("wrong reference: margin of its speaker's true clips", mean_over(likeness.margins), truth.n),
         Row("wrong reference: top-1", mean_over(match.firsts), scores.n),
         Row("wrong reference: margin to its own speaker", mean_over(followed.margins), scores.n),
         Row("wrong reference: WER", scores.word_error_rate(), scores.n),
@@ -131,25 +132,47 @@ def wrong_rows(bench: Bench, split: Split) -> list[Row]:
     ]
 
 
-def other_speaker(index: int, num_speakers: int) -> int:
-    """Whose reference a speaker gets in place of the own one: half the list further."""
-    return (index + num_speakers // 2) % num_speakers
+def other_speaker(index: int, prompt: int, num_speakers: int) -> int:
+    """Whose reference a speaker gets in place of the own one, for every prompt another.
+
+    Two voices may be alike by chance; the more pairs, the less that weighs.
+    """
+    step = 1 + (num_speakers // 3 * (prompt + 1) - 1) % (num_speakers - 1)
+    return (index + step) % num_speakers
+
+
+def _others(plan: Plan) -> NDArray[np.int64]:
+    """`other_speaker` of every speaker and prompt."""
+    speakers, prompts = range(plan.speakers), range(plan.prompts)
+    return np.array([[other_speaker(index, prompt, plan.speakers) for prompt in prompts] for index in speakers])
+
+
+def _others_truth(bench: Bench, split: Split) -> Scores:
+    """Coded true clips of the speakers whose references are wrong: how alike the pairs are by chance."""
+    plan, others = bench.plan, _others(bench.plan)
+
+    def one(speaker: int, prompt: int) -> Values:
+        return coded(bench.store, bench.judges, bench.subject.codec, split, int(others[speaker, prompt]), prompt)
+
+    return Scores.collect(plan.speakers, plan.prompts, one)
 
 
 def generated(bench: Bench, split: Split, arm: Arm) -> Scores:
     """Scores of one generated clip for each speaker and prompt; those in the store are not made again."""
     plan = bench.plan
     clips = [(speaker, prompt) for speaker in range(plan.speakers) for prompt in range(plan.prompts)]
-    wanted = [clip for clip in clips if _key(split, arm, *clip) not in bench.store]
+    wanted = [clip for clip in clips if _key(plan, split, arm, clip) not in bench.store]
     with bench.subject.base() if arm == "floor" else nullcontext():
         for batch in _batches(wanted, plan.batch):
             logger.info("%s, %s: speaker %d of %d", split, arm, batch[-1][0] + 1, plan.speakers)
             _make(bench, split, arm, batch)
-    return Scores.collect(plan.speakers, plan.prompts, lambda s, p: bench.store[_key(split, arm, s, p)])
+    return Scores.collect(plan.speakers, plan.prompts, lambda s, p: bench.store[_key(plan, split, arm, (s, p))])
 
 
-def _key(split: Split, arm: Arm, speaker: int, prompt: int) -> str:
-    return f"{arm}/{split}/{speaker}/{prompt}"
+def _key(plan: Plan, split: Split, arm: Arm, index: tuple[int, int]) -> str:
+    speaker, prompt = index
+    key = f"{arm}/{split}/{speaker}/{prompt}"
+    return f"{key}/{other_speaker(speaker, prompt, plan.speakers)}" if arm == "wrong reference" else key
 
 
 def _batches(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
@@ -162,7 +185,7 @@ def _make(bench: Bench, split: Split, arm: Arm, batch: Sequence[tuple[int, int]]
     for (speaker, prompt), clip in zip(batch, clips, strict=True):
         words = target(split, speaker, prompt).words
         values: Values = bench.judges.watch(clip.video, mono(clip.audio), clip.sample_rate, words)
-        bench.store.put(_key(split, arm, speaker, prompt), values)
+        bench.store.put(_key(bench.plan, split, arm, (speaker, prompt)), values)
 
 
 def request(bench: Bench, split: Split, arm: Arm, index: tuple[int, int]) -> Request:
@@ -177,6 +200,6 @@ def _reference(plan: Plan, split: Split, arm: Arm, index: tuple[int, int]) -> Vo
     if arm == "floor":
         return None
     speaker, prompt = index
-    whose = speaker if arm == "reference" else other_speaker(speaker, plan.speakers)
+    whose = speaker if arm == "reference" else other_speaker(speaker, prompt, plan.speakers)
     samples = reference_sound(split, whose, target(split, speaker, prompt), plan.reference_seconds)
     return Voice(samples[None], SAMPLE_RATE)

@@ -176,7 +176,7 @@ class JointModel:
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype attention runs in, whose lowest finite number masks a key."""
-        if torch.is_autocast_enabled(device.type):
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
         return self._dtype
 
