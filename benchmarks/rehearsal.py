@@ -24,10 +24,11 @@ import torch
 from idlora.data.media import Voice
 from idlora.networks.adapter import IDENTITY, AdapterWeights, new_adapter
 from idlora.networks.generations import GENERATIONS
-from idlora.networks.published import PUBLISHED, Blueprint
+from idlora.networks.published import PUBLISHED, Blueprint, all_sizes
 from idlora.networks.stack import DISTILLED
-from idlora.pipeline import PRESETS, Components, IDLoraPipeline, Settings, preset_settings
+from idlora.pipeline import PRESETS, Components, IDLoraPipeline, Placement, Settings, preset_settings
 from idlora.pipeline.output import versions
+from idlora.pipeline.plan import demand_of
 from idlora.pipeline.sources import PACKAGED, model_path
 
 TINY: dict[str, dict[str, Any]] = {
@@ -148,6 +149,16 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return settings if arguments.steps is None else replace(settings, num_inference_steps=arguments.steps)
 
 
+def foretold(arguments: argparse.Namespace, settings: Settings, dtype: torch.dtype) -> dict[str, int]:
+    """What `idlora plan` says of the same run, to be compared with `peak_bytes`."""
+    sizes = all_sizes(arguments.generation)
+    if arguments.scale == "tiny":
+        sizes = {name: tiny(each, arguments.generation) for name, each in sizes.items() if name != "text_encoder"}
+        sizes["text_encoder"] = Blueprint("text_encoder", "Gemma3ForConditionalGeneration", {"text_config": GEMMA_TINY})
+    demand = demand_of(sizes, settings, dtype)
+    return {stage: demand.peak(stage, Placement()) for stage in demand.working}
+
+
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
 
@@ -187,6 +198,7 @@ def main() -> None:
             name: sum(each.numel() * each.element_size() for each in module.state_dict().values())
             for name, module in pipe.components.modules().items()
         },
+        "foretold_bytes": foretold(arguments, settings, dtype),
         "versions": versions(),
     }
     print(json.dumps(told, indent=1))

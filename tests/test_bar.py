@@ -36,6 +36,7 @@ MUTABLE = {"idlora.training.miniature.loop.Trainer": "keeps the state of an opti
 
 PUBLIC = [
     "Cancelled",
+    "DeviceMemoryError",
     "IDLoraError",
     "IDLoraPipeline",
     "InputError",

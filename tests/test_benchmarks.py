@@ -14,6 +14,6 @@ def test_the_rehearsal_tells_what_a_preset_costs() -> None:
     command = [sys.executable, str(SCRIPT), "2.3", "--preset", "two-stage", *TINY]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
-    assert told["seconds"].keys() == {"prepare", "denoise", "upscale", "refine", "decode"}
+    assert told["seconds"].keys() == {"text", "connect", "prepare", "denoise", "upscale", "refine", "decode"}
     assert told["weights_bytes"].keys() >= {"transformer", "text_encoder", "latent_upsampler"}
     assert (told["scale"], told["size"]) == ("tiny", [9, 128, 128])

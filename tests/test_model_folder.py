@@ -162,7 +162,7 @@ def test_a_result_is_saved_with_a_sidecar_that_says_how_it_was_made(saved: Path,
         assert said["inputs"][kind] == {"name": name, "sha256": expected}
     weights = hashlib.sha256((saved / "adapter.safetensors").read_bytes()).hexdigest()
     assert said["model"]["weights"]["adapter.safetensors"] == weights
-    assert set(said["timings"]) == {"prepare", "denoise", "decode"}
+    assert set(said["timings"]) == {"load", "text", "connect", "prepare", "denoise", "decode"}
     assert {"idlora", "torch", "diffusers"} <= said["versions"].keys()
     assert str(tmp_path) not in text
 

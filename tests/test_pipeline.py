@@ -14,7 +14,7 @@ from PIL import Image
 
 from idlora.core.guidance import Guidance, IdentityGuidance, STGuidance
 from idlora.core.noise import generators_for
-from idlora.core.reference import attach_reference
+from idlora.core.reference import attach_reference, detach_reference
 from idlora.core.samplers import Step
 from idlora.core.state import AVState
 from idlora.data.media import Voice
@@ -22,6 +22,7 @@ from idlora.errors import Cancelled, InputError, MediaError, SettingsError
 from idlora.pipeline import IDLoraPipeline, Keyframe, Request
 from idlora.pipeline.generation import Sampling, denoise, noise, prepare, schedule, with_references
 from idlora.pipeline.inputs import read_inputs
+from idlora.pipeline.meter import Meter
 from signals import RATE, tone
 from tiny_pipeline import GUIDANCE, PICTURE, PROMPT, SETTINGS, digest, pipeline, settings, voice
 
@@ -40,7 +41,18 @@ def sampled(pipe: IDLoraPipeline, *requests: Request) -> AVState:
     state = noise(prepare(inputs, common, pipe.codecs, CPU), generators)
     sampling = Sampling(schedule(common, pipe.codecs.grid(common)), generators)
     with torch.no_grad():
-        return denoise(pipe._model(common), state, pipe._encode(inputs, common), common, sampling)
+        return denoise(pipe._model(common), state, pipe.texts(inputs, Meter(CPU)), common, sampling)
+
+
+@pytest.mark.parametrize("strength", [None, 1.0, 0.5])
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_the_streams_say_of_their_masks_is_true(strength: float | None, heard: bool) -> None:
+    keyframes = () if strength is None else (Keyframe(PICTURE, 0, strength),)
+    request = Request(PROMPT, SETTINGS, voice=voice() if heard else None, keyframes=keyframes)
+    state = prepared(request, Request(PROMPT, SETTINGS))
+    for stream in (state.video, state.audio, detach_reference(state.audio), state.video.freeze(state.video.tokens)):
+        assert stream.masking is not None
+        assert stream.mask_kind() == replace(stream, masking=None).mask_kind()
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3", "2.5"])
@@ -83,7 +95,7 @@ def test_no_reference_and_an_empty_reference_agree() -> None:
     empty = torch.zeros(1, 0, state.audio.tokens.shape[-1]), torch.zeros(1, 1, 0, 2)
     emptied = AVState(state.video, attach_reference(state.audio, *empty))
     assert with_references(state.audio, [empty[0][0]]) is state.audio
-    texts = pipeline()._encode([read_inputs(Request(PROMPT, SETTINGS))], SETTINGS)
+    texts = pipeline().texts([read_inputs(Request(PROMPT, SETTINGS))], Meter(CPU))
     sampling = Sampling(schedule(SETTINGS, pipeline().codecs.grid(SETTINGS)), generators_for([0]))
     with torch.no_grad():
         ends = [denoise(pipeline()._model(SETTINGS), each, texts, SETTINGS, sampling) for each in (state, emptied)]

@@ -53,7 +53,7 @@ def test_the_sound_is_that_of_the_first_stage(pipe: IDLoraPipeline, sampler: Any
     large = pipe(PROMPT, settings=replace(WHOLE, seed=3, sampler=sampler, refine=REFINE), **given)
     assert large.video.shape == (9, 128, 128, 3)
     assert np.array_equal(large.audio, small.audio)
-    assert large.timings.keys() == {"prepare", "denoise", "upscale", "refine", "decode"}
+    assert large.timings.keys() == {"text", "connect", "prepare", "denoise", "upscale", "refine", "decode"}
     assert pipe.adapters.strengths == {IDENTITY: 1.0, DISTILLED: 1.0}
 
 
@@ -143,9 +143,12 @@ def test_removing_one_adapter_leaves_the_others() -> None:
     network = tiny.fresh_transformer("2.3")
     stack = AdapterStack(network)
     weights = [random_adapter(network, seed) for seed in (1, 2)]
-    first = stack.add(IDENTITY, weights[0])
+    stack.add(IDENTITY, weights[0])
     alone = audio_of(network)
-    second = stack.add("style 1", weights[1])
+    stack.add("style 1", weights[1])
+    first, second = stack.get(IDENTITY), stack.get("style 1")
+    assert first is not None
+    assert second is not None
     assert not torch.equal(audio_of(network), alone)
     second.remove()
     assert torch.equal(audio_of(network), alone)

@@ -170,7 +170,7 @@ def real_components(generation: str) -> Components:
     """Components with the vocoder that the generation is published with, and an upscaler."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return replace(components(generation), vocoder=real_vocoder(generation), latent_upsampler=upsampler())
+        return components(generation).replaced(vocoder=real_vocoder(generation), latent_upsampler=upsampler())
 
 
 def adapter_for(network: Any, seed: int = 1) -> AdapterWeights:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from idlora.errors import (
     Cancelled,
+    DeviceMemoryError,
     IDLoraError,
     InputError,
     MediaError,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",
+    "DeviceMemoryError",
     "IDLoraError",
     "IDLoraPipeline",
     "InputError",

@@ -27,6 +27,10 @@ class WeightsError(IDLoraError):
     """A weights file is missing, damaged, of the wrong shape or of another generation."""
 
 
+class DeviceMemoryError(IDLoraError):
+    """The device has too little free memory for what was to be done on it."""
+
+
 class OutputError(IDLoraError, OSError):
     """A result could not be written: the disk is full, the folder is missing or not writable."""
 

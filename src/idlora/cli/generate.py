@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlora.cli.options import settings_json, with_options
+from idlora.cli.options import TABLE, settings_json, with_options
 from idlora.errors import InputError, OutputError, SettingsError
 
 if TYPE_CHECKING:
     from idlora.core.samplers import Callback, Step
-    from idlora.pipeline import IDLoraPipeline, Keyframe, Settings
+    from idlora.networks.generations import Generation
+    from idlora.pipeline import IDLoraPipeline, Keyframe, Parts, Placement, Settings
+    from idlora.pipeline.plan import Demand
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-@with_options
+@with_options(TABLE)
 def generate(**values: Any) -> None:
     """Make a clip: --image's face says --prompt's words in --voice's voice; with --jobs, many."""
     if values["jobs"] is not None:
@@ -77,26 +80,63 @@ def check_target(out: Path) -> None:
 
 def load(values: dict[str, Any]) -> IDLoraPipeline:
     """The pipeline that the options of the panel Model name."""
-    import torch
-
     from idlora.pipeline import IDLoraPipeline, Parts
 
     quieten()
-    if values["dtype"] not in _DTYPES:
-        raise SettingsError(f"dtype {values['dtype']!r}; choose one of {', '.join(_DTYPES)}")
+    parts = Parts(values["text_encoder"], values["upsampler"], values["transformer"])
+    device, dtype = checked_device(values["device"]), checked_dtype(values["dtype"])
     pipe = IDLoraPipeline.from_pretrained(
         values["model"],
         adapter=values["adapter"],
         adapter_strength=values["adapter_strength"],
-        device=checked_device(values["device"]),
-        dtype=getattr(torch, values["dtype"]),
-        parts=Parts(values["text_encoder"], values["upsampler"], values["transformer"]),
+        device=device,
+        dtype=dtype,
+        parts=parts,
+        placement=fitted_placement(values, parts, device),
     )
     if values["distilled"] is not None:
         pipe.add_adapter("distilled", values["distilled"])
     for number, style in enumerate(values["style"] or (), 1):
         pipe.add_adapter(f"style {number}", *style_of(style))
     return pipe
+
+
+def fitted_placement(values: Mapping[str, Any], parts: Parts, device: str) -> Placement:
+    """The placement that the options name; `auto` on CUDA is the fastest that fits the memory of the device."""
+    import torch
+
+    from idlora.networks.generations import generation_of
+    from idlora.pipeline.plan import demand_of
+    from idlora.pipeline.sources import read_model
+
+    if values["placement"] != "auto" or not device.startswith("cuda"):
+        return wanted_placement(values, None, None)
+    outline = read_model(values["model"], parts)
+    card, generation = outline.card, generation_of(outline.blueprints["transformer"].full_config())
+    settings, dtype = override(card.defaults, generation, values), checked_dtype(values["dtype"])
+    demand = demand_of(outline.blueprints, settings, dtype, card.max_text_tokens, outline.adapter_rank)
+    return wanted_placement(values, demand, torch.cuda.get_device_properties(device).total_memory)
+
+
+def wanted_placement(values: Mapping[str, Any], demand: Demand | None, memory: int | None) -> Placement:
+    """The placement that the options name; of `auto` the fastest that fits, whole where nothing is to be fitted."""
+    from idlora.pipeline import Placement
+    from idlora.pipeline.plan import choose
+
+    where, storage, tiled = values["placement"], values["storage"], values["tiled"]
+    if where != "auto" or demand is None or memory is None:
+        return Placement("whole" if where == "auto" else where, storage, tiled=bool(tiled))
+    chosen = choose(demand, memory, Placement(storage=storage).storage)
+    return chosen if tiled is None else replace(chosen, tiled=tiled)
+
+
+def checked_dtype(name: str) -> Any:
+    """The dtype of that name (SettingsError if weights cannot have it)."""
+    import torch
+
+    if name not in _DTYPES:
+        raise SettingsError(f"dtype {name!r}; choose one of {', '.join(_DTYPES)}")
+    return getattr(torch, name)
 
 
 def keyframe_of(text: str) -> Keyframe:
@@ -150,11 +190,15 @@ def quieten() -> None:
 
 def chosen_settings(pipe: IDLoraPipeline, values: dict[str, Any]) -> Settings:
     """The model's defaults, over them --preset, --settings and the options given, each over the ones before."""
+    return override(pipe.card.defaults, pipe.generation, values)
+
+
+def override(base: Settings, generation: Generation, values: Mapping[str, Any]) -> Settings:
+    """Settings, over them --preset, --settings and the options given."""
     from idlora.pipeline import preset_settings, read_settings, settings_from_json
 
-    base = pipe.card.defaults
     if values["preset"] is not None:
-        base = preset_settings(values["preset"], base, pipe.generation)
+        base = preset_settings(values["preset"], base, generation)
     if values["settings"] is not None:
         base = read_settings(values["settings"], base)
     return settings_from_json(settings_json(values), base)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +41,11 @@ class Row:
         return self.flag.split("/")[0].removeprefix("--").replace("-", "_")
 
 
+PLACEMENT = (
+    Row("--placement", str, "auto, or where networks are: whole, offload, stream.", MODEL, default="auto"),
+    Row("--storage", str, "Of the transformer: full, or fp8 in eight bits.", MODEL, default="full"),
+    Row("--tiled/--not-tiled", bool, "Decode the picture in tiles.", MODEL),
+)
 TABLE = (
     Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS),
     Row("--jobs", Path, "File of jobs, one JSON object a line, instead; --out is their folder.", INPUTS),
@@ -114,14 +119,31 @@ TABLE = (
     Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
     Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
+    *PLACEMENT,
+)
+# What decides how much memory a clip takes.
+PLAN_TABLE = (
+    Row("--generation", str, "2.0, 2.3 or 2.5 at its published size.", MODEL, default="2.3"),
+    Row("--model", str, "miniature, a folder or an official single file, instead of a generation.", MODEL),
+    Row("--text-encoder", Path, "Folder of Gemma; an official single file needs one.", MODEL),
+    Row("--transformer", str, "Its subfolder; LTX-2.5: transformer_full.", MODEL, default="transformer"),
+    Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="bfloat16"),
+    Row("--device-memory", str, "Bytes of the device, such as 24GB (10^9) or 24GiB (2^30).", MODEL),
+    *PLACEMENT,
+    *(row for row in TABLE if row.setting or row.flag in ("--preset", "--settings")),
+    Row("--json", bool, "Print it as JSON.", MODEL, default=False),
 )
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command of `**values` one keyword for every row of the table."""
-    command.__signature__ = inspect.Signature([_parameter(row) for row in TABLE])  # type: ignore[attr-defined]
-    command.__annotations__ = {}
-    return command
+def with_options(table: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command of `**values` one keyword for every row of a table."""
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        command.__signature__ = inspect.Signature([_parameter(row) for row in table])  # type: ignore[attr-defined]
+        command.__annotations__ = {}
+        return command
+
+    return give
 
 
 def _parameter(row: Row) -> inspect.Parameter:

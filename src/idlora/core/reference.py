@@ -28,7 +28,8 @@ def attach_reference(
     if target.num_reference:
         raise ValueError(f"the stream has a reference of {target.num_reference} tokens already; detach it first")
     zeros = target.denoise_mask.new_zeros(tokens.shape[0], tokens.shape[1], 1)
-    return LatentState(
+    return replace(
+        target,
         tokens=torch.cat([tokens, target.tokens], dim=1),
         positions=torch.cat([positions, target.positions], dim=2),
         denoise_mask=torch.cat([zeros, target.denoise_mask], dim=1),

@@ -7,9 +7,13 @@ Shapes: B samples, T tokens, C channels, A position axes (3 for video, 1 for aud
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+# What the mask of the target holds: ones alone; zeros too; anything in [0, 1].
+Masking = Literal["ones", "binary", "graded"]
 
 
 def per_sample(sigma: Tensor | float, like: Tensor) -> Tensor:
@@ -32,6 +36,7 @@ class LatentState:
     num_reference: int = 0  # leading tokens that are reference
     valid: Tensor | None = None  # (B, T) bool, False on padding; None = every token is real
     frozen: bool = False  # given as a whole and never denoised: its noise level is 0, whatever the other stream's
+    masking: Masking | None = None  # of the target; None = whoever needs it looks, which makes a GPU wait
 
     def level(self, sigma: Tensor | float) -> Tensor:
         """Noise level (B,) of this stream when the sampler is at sigma."""
@@ -40,7 +45,17 @@ class LatentState:
 
     def freeze(self, clean: Tensor) -> LatentState:
         """The same stream with all of its tokens (B, T, C) given: nothing in it is denoised."""
-        return replace(self, tokens=clean, clean=clean, denoise_mask=torch.zeros_like(self.denoise_mask), frozen=True)
+        mask = torch.zeros_like(self.denoise_mask)
+        return replace(self, tokens=clean, clean=clean, denoise_mask=mask, frozen=True, masking="binary")
+
+    def mask_kind(self) -> Masking:
+        """What the mask holds, reference included."""
+        mask = self.denoise_mask
+        if self.masking is not None:
+            return "binary" if self.masking == "ones" and self.num_reference else self.masking
+        if bool((mask == 1).all()):
+            return "ones"
+        return "binary" if bool(((mask == 0) | (mask == 1)).all()) else "graded"
 
     def timesteps(self, sigma: Tensor | float) -> Tensor:
         """Per-token timestep (B, T) = mask * sigma."""

@@ -231,8 +231,12 @@ def _inject(transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, s
     active = {layer: list(layer.active_adapters) for layer in transformer.modules() if hasattr(layer, "lora_A")}
     inject_adapter_in_model(config, transformer, adapter_name=name)
     layers = {layer: transformer.get_submodule(layer) for layer in ranks}
-    for layer, names in active.items():  # PEFT makes the newest the only active one
-        _activate(layer, [*names, name])
+    compute = transformer.proj_in.weight.dtype
+    for changed in layers.values():  # PEFT takes the dtype of the layer, which may be stored in eight bits
+        changed.lora_A[name].to(compute)
+        changed.lora_B[name].to(compute)
+    for each, names in active.items():  # PEFT makes the newest the only active one
+        _activate(each, [*names, name])
     return Adapter(transformer, layers, metadata, name)
 
 

@@ -191,16 +191,24 @@ class GriffinLimVocoder(ModelMixin, ConfigMixin):
 
         Multiplicative updates (Lee and Seung 2001) that start from the pseudo-inverse.
         """
-        linear: Tensor = (self.inverse @ mel).clamp(min=1e-7)
+        filters = self.filters.float()  # a model that is cast as a whole casts them too
+        linear: Tensor = (self.inverse.float() @ mel).clamp(min=1e-7)
         for _ in range(12):
-            linear = linear * ((self.filters.T @ mel) / (self.filters.T @ (self.filters @ linear)).clamp(min=1e-9))
+            linear = linear * ((filters.T @ mel) / (filters.T @ (filters @ linear)).clamp(min=1e-9))
         return linear
 
     def _stft(self, samples: Tensor) -> Tensor:
         return torch.stft(
-            samples, self.config.n_fft, self.config.hop_length, window=self.window, center=True, return_complex=True
+            samples,
+            self.config.n_fft,
+            self.config.hop_length,
+            window=self.window.float(),
+            center=True,
+            return_complex=True,
         )[..., :-1]
 
     def _istft(self, spectrum: Tensor) -> Tensor:
         length = spectrum.shape[-1] * self.config.hop_length
-        return torch.istft(spectrum, self.config.n_fft, self.config.hop_length, window=self.window, length=length)
+        return torch.istft(
+            spectrum, self.config.n_fft, self.config.hop_length, window=self.window.float(), length=length
+        )

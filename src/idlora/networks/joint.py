@@ -77,6 +77,7 @@ class JointModel:
         options: see `JointOptions`.
         generation: read from the transformer's configuration if not given.
         without_adapter: makes a context in which an injected adapter is switched off (`Adapter.disabled`).
+        around_block: makes the context in which a block can run (`BlockStream.at`).
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class JointModel:
         options: JointOptions = JointOptions(),
         generation: Generation | None = None,
         without_adapter: Callable[[], AbstractContextManager[None]] = nullcontext,
+        around_block: Callable[[Any], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.transformer = transformer
         self.options = options
         self.generation = generation or generation_of(transformer.config)
         self.without_adapter = without_adapter
+        self.around_block = around_block
         self._block: Callable[..., tuple[Tensor, Tensor]] = block_forward
 
     def compile_blocks(self, **settings: Any) -> None:
@@ -98,7 +101,7 @@ class JointModel:
 
     def with_options(self, options: JointOptions) -> JointModel:
         """The same network under other options."""
-        other = JointModel(self.transformer, options, self.generation, self.without_adapter)
+        other = JointModel(self.transformer, options, self.generation, self.without_adapter, self.around_block)
         other._block = self._block
         return other
 
@@ -126,7 +129,8 @@ class JointModel:
         plain, perturbed = self._block_options(state, run)
         for index, block in enumerate(net.transformer_blocks):
             chosen = perturbed if index in run.perturbed_blocks else plain
-            video, audio = self._run_block(block, (video, audio), streams, chosen)
+            with self.around_block(block):
+                video, audio = self._run_block(block, (video, audio), streams, chosen)
         video_layers = (net.scale_shift_table, net.norm_out, net.proj_out)
         audio_layers = (net.audio_scale_shift_table, net.audio_norm_out, net.audio_proj_out)
         return Prediction(
@@ -276,12 +280,13 @@ def _chosen_text(run: Pass, positive: TextContext, negative: TextContext | None)
 
 def _distinct_timesteps(stream: LatentState, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
     """Timesteps (B, U) worth embedding, and the choice (B, T, 1) between 0 and sigma if there are just these two."""
-    mask = stream.denoise_mask
-    if bool((mask == 1).all()):
-        return sigma[:, None], None
-    if bool(((mask == 0) | (mask == 1)).all()):
-        return torch.stack([torch.zeros_like(sigma), sigma], dim=1), mask == 1
-    return stream.timesteps(sigma), None
+    match stream.mask_kind():
+        case "ones":
+            return sigma[:, None], None
+        case "binary":
+            return torch.stack([torch.zeros_like(sigma), sigma], dim=1), stream.denoise_mask == 1
+        case "graded":
+            return stream.timesteps(sigma), None
 
 
 def _embed(embedder: Any, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

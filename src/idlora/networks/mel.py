@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +72,10 @@ def mel_filterbank(config: MelConfig) -> Tensor:
 
     Their corners are evenly spaced in mel, and each is scaled by 2 / width in Hz, so that all have the same area.
     """
-    lowest, highest = hz_to_mel(torch.tensor([config.min_hz, config.top_hz], dtype=torch.float64)).tolist()
-    corners = mel_to_hz(torch.linspace(lowest, highest, config.num_bins + 2, dtype=torch.float64))  # (M + 2,)
-    bins = torch.linspace(0.0, config.sample_rate / 2, config.n_fft // 2 + 1, dtype=torch.float64)  # (K,)
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # also where a network is built without weights
+    lowest, highest = hz_to_mel(torch.tensor([config.min_hz, config.top_hz], **exact)).tolist()
+    corners = mel_to_hz(torch.linspace(lowest, highest, config.num_bins + 2, **exact))  # (M + 2,)
+    bins = torch.linspace(0.0, config.sample_rate / 2, config.n_fft // 2 + 1, **exact)  # (K,)
     left, centre, right = (edge[:, None] for edge in (corners[:-2], corners[1:-1], corners[2:]))  # (M, 1)
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
     triangles = torch.minimum(rising, falling).clamp(min=0.0)

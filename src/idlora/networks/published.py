@@ -6,6 +6,7 @@ Only what differs from the defaults of diffusers' classes, which are those of 2.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -55,12 +56,42 @@ class Blueprint:
 
     def build(self) -> Any:
         """The network as its class starts it."""
-        return class_of(self.component, self.kind)(**self.config)
+        found = class_of(self.component, self.kind)
+        if self.component == "text_encoder":  # transformers' classes take a record
+            return found(found.config_class(**self.config))
+        return found(**self.config)
+
+    def full_config(self) -> Mapping[str, Any]:
+        """The configuration with its class's defaults, for classes of diffusers."""
+        parameters = inspect.signature(class_of(self.component, self.kind)).parameters.values()
+        return {each.name: each.default for each in parameters if each.default is not each.empty} | dict(self.config)
 
     def on_meta(self) -> Any:
         """The network with shapes and no memory behind them."""
         with torch.device("meta"):
             return self.build()
+
+
+_GEMMA_3_12B = {
+    "text_config": {
+        "hidden_size": 3840,
+        "num_hidden_layers": 48,
+        "intermediate_size": 15360,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 262_208,
+        "sliding_window": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "num_hidden_layers": 27,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+    },
+}
 
 
 def _transformer(generation: str) -> Blueprint:
@@ -98,3 +129,14 @@ PUBLISHED: Mapping[str, Mapping[str, Blueprint]] = MappingProxyType(
         "2.5": _by_name(_transformer("2.5"), *_codecs(_VIDEO_VAE_2_3, "LTX2VocoderWithBWE")),
     }
 )
+
+# Not in any list that this package was checked against: taken to be as in 2.3.
+ASSUMED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"2.0": (), "2.3": (), "2.5": ("connectors", "latent_upsampler", "text_encoder")}
+)
+
+
+def all_sizes(generation: str) -> Mapping[str, Blueprint]:
+    """Every component of a generation, the text encoder too; those in `ASSUMED` are those of 2.3."""
+    encoder = Blueprint("text_encoder", "Gemma3ForConditionalGeneration", _GEMMA_3_12B)
+    return MappingProxyType({**PUBLISHED["2.3"], **PUBLISHED[generation], "text_encoder": encoder})

@@ -156,17 +156,43 @@ def _blocks_to_official(key: str, keys: Iterable[str]) -> str:
 def load_single_file(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """The five components of an official single file, in evaluation mode.
 
+    Raises:
+        WeightsError: the file is something else, or a weight is missing, unknown or of another shape.
+    """
+    blueprints = read_single_blueprints(path)
+    return {name: load_single_component(path, blueprint, dtype) for name, blueprint in blueprints.items()}
+
+
+def load_single_component(path: Path, blueprint: Blueprint, dtype: torch.dtype = torch.float32) -> Any:
+    """One component of an official single file, in evaluation mode.
+
+    Args:
+        path: the file.
+        blueprint: from `read_single_blueprints`.
+        dtype: of the weights.
+
+    Raises:
+        WeightsError: a weight is missing, unknown or of another shape.
+    """
+    with open_weights(path) as file:
+        names = component_keys(blueprint.component, list(file.keys()))
+        weights = {name: file.get_tensor(key).to(dtype) for key, name in names.items()}
+    return _built(blueprint, weights, path.name)
+
+
+def read_single_blueprints(path: Path) -> dict[str, Blueprint]:
+    """What an official single file holds, without its weights.
+
     Sizes come from the file: the transformer's from its configuration, the others' from the published ones of its
     generation, or from what this package wrote into its own files.
 
     Raises:
-        WeightsError: the file is something else, or a weight is missing, unknown or of another shape.
+        WeightsError: it is none of LTX-2.0 or 2.3 with all components.
     """
     with open_weights(path) as file:
         keys, metadata = list(file.keys()), file.metadata() or {}
         _refuse_other(path, keys, metadata)
-        blueprints = _blueprints(metadata, path.name)
-        return {each.component: _read(each, file, keys, path.name, dtype) for each in blueprints}
+        return {blueprint.component: blueprint for blueprint in _blueprints(metadata, path.name)}
 
 
 def _blueprints(metadata: Mapping[str, str], source: str) -> list[Blueprint]:
@@ -176,11 +202,6 @@ def _blueprints(metadata: Mapping[str, str], source: str) -> list[Blueprint]:
     for component, (kind, own) in json.loads(metadata.get(_OWN, "{}")).items():
         known[component] = Blueprint(component, kind, own)
     return [known[component] for component in COMPONENTS]
-
-
-def _read(blueprint: Blueprint, file: Any, keys: list[str], source: str, dtype: torch.dtype) -> Any:
-    names = component_keys(blueprint.component, keys)
-    return _built(blueprint, {name: file.get_tensor(key).to(dtype) for key, name in names.items()}, source)
 
 
 def _built(blueprint: Blueprint, weights: Mapping[str, Tensor], source: str) -> Any:

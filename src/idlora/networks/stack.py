@@ -3,39 +3,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from idlora.networks.adapter import IDENTITY, Adapter, AdapterWeights, inject_adapter
+from idlora.errors import WeightsError
+from idlora.networks.adapter import IDENTITY, Adapter, AdapterWeights, check_adapter, inject_adapter
 
 DISTILLED = "distilled"
 
 
 class AdapterStack:
-    """The adapters of a transformer by name."""
+    """The adapters of a transformer by name.
 
-    def __init__(self, transformer: Any) -> None:
-        self._transformer = transformer
+    Args:
+        transformer: where they work; None if it is still to come, then they wait for `attach`.
+        shapes: makes a network without weights for adapters to be checked against while they wait.
+    """
+
+    def __init__(self, transformer: Any, shapes: Callable[[], Any] | None = None) -> None:
+        self._transformer, self._shapes = transformer, shapes
         self._adapters: dict[str, Adapter] = {}
+        self._waiting: dict[str, tuple[AdapterWeights, float]] = {}
 
-    def add(self, name: str, weights: AdapterWeights, strength: float = 1.0) -> Adapter:
+    def attach(self, transformer: Any) -> None:
+        """Put those that wait into the transformer that has come."""
+        self._transformer = transformer
+        waiting, self._waiting = self._waiting, {}
+        for name, (weights, strength) in waiting.items():
+            self.add(name, weights, strength)
+
+    def add(self, name: str, weights: AdapterWeights, strength: float = 1.0) -> None:
         """Put one more in, beside those that are there.
 
         Raises:
             WeightsError: it is one of another network, or there is one of that name.
         """
-        self._adapters[name] = inject_adapter(self._transformer, weights, strength, name=name)
-        return self._adapters[name]
+        if self._transformer is not None:
+            self._adapters[name] = inject_adapter(self._transformer, weights, strength, name=name)
+            return
+        if self._shapes is not None:
+            check_adapter(self._shapes(), weights)
+        if name in self._waiting:
+            raise WeightsError(f"there is an adapter {name!r} already; give this one another name")
+        self._waiting[name] = weights, strength
 
     def get(self, name: str) -> Adapter | None:
-        """The adapter of that name, if there is one."""
+        """The adapter of that name, if it is in the transformer."""
         return self._adapters.get(name)
 
     @property
     def strengths(self) -> dict[str, float]:
-        """How strong each one is now."""
-        return {name: adapter.strength for name, adapter in self._adapters.items()}
+        """How strong each one is now, or will be."""
+        waiting = {name: strength for name, (_, strength) in self._waiting.items()}
+        return waiting | {name: adapter.strength for name, adapter in self._adapters.items()}
 
     @contextmanager
     def at(self, strengths: Mapping[str, float]) -> Iterator[None]:

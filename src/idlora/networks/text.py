@@ -12,16 +12,11 @@ from torch import Tensor
 from idlora.networks.joint import TextContext
 
 
-class PromptEncoder:
-    """Texts to `TextContext`, differentiable through Gemma and the connectors.
+class PromptTokens:
+    """Texts to token ids, padded on the left to `max_length`."""
 
-    All hidden states of Gemma (embedding and every layer) go to the connectors; texts are padded on the left to
-    `max_length` tokens, and the connectors put learned registers in the place of the padding.
-    """
-
-    def __init__(self, tokenizer: Any, text_encoder: Any, connectors: Any, max_length: int = 1024) -> None:
-        self.tokenizer, self.text_encoder, self.connectors = tokenizer, text_encoder, connectors
-        self.max_length = max_length
+    def __init__(self, tokenizer: Any, max_length: int = 1024) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
         self.tokenizer.padding_side = "left"
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -39,9 +34,22 @@ class PromptEncoder:
         """Length of a text in tokens, before any cut."""
         return len(self.tokenizer(prompt.strip()).input_ids)
 
+
+class PromptEncoder(PromptTokens):
+    """Texts to `TextContext`, differentiable through Gemma and the connectors.
+
+    All hidden states of Gemma (embedding and every layer) go to the connectors, which put learned registers in the
+    place of the padding.
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, connectors: Any, max_length: int = 1024) -> None:
+        super().__init__(tokenizer, max_length)
+        self.text_encoder, self.connectors = text_encoder, connectors
+
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Features before the connectors: (B, S, hidden, layers + 1)."""
-        output = self.text_encoder(
+        # The backbone: what a language model's head would say of every token is not wanted.
+        output = self.text_encoder.base_model(
             input_ids=ids.to(self.text_encoder.device),
             attention_mask=mask.to(self.text_encoder.device),
             output_hidden_states=True,
@@ -50,7 +58,10 @@ class PromptEncoder:
 
     def context(self, ids: Tensor, mask: Tensor) -> TextContext:
         """Text context of token ids and mask (B, S)."""
-        features = self.hidden_states(ids, mask)
+        return self.connected(self.hidden_states(ids, mask), mask)
+
+    def connected(self, features: Tensor, mask: Tensor) -> TextContext:
+        """Text context of features (B, S, hidden, layers + 1) and mask (B, S)."""
         video, audio, valid = self.connectors(features, mask.to(features.device), padding_side="left")
         return TextContext(video, audio, valid if bool((valid == 0).any()) else None)
 

@@ -6,6 +6,7 @@ from idlora.pipeline.components import Components
 from idlora.pipeline.inputs import Keyframe, Request
 from idlora.pipeline.output import Result
 from idlora.pipeline.pipeline import IDLoraPipeline
+from idlora.pipeline.placement import Placement
 from idlora.pipeline.presets import PRESETS, preset_settings
 from idlora.pipeline.settings import Refinement, Settings, read_settings, settings_from_json, settings_to_json
 from idlora.pipeline.sources import Parts
@@ -17,6 +18,7 @@ __all__ = [
     "Keyframe",
     "ModelCard",
     "Parts",
+    "Placement",
     "Refinement",
     "Request",
     "Result",

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from idlora.errors import OutputError, WeightsError
 from idlora.files import write_text
 from idlora.networks.checkpoints import aligned
 from idlora.networks.classes import class_of, library_of
+from idlora.networks.published import Blueprint
 
 INDEX_NAME = "model_index.json"
 NETWORKS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder")
@@ -26,31 +28,113 @@ UPSAMPLER = "latent_upsampler"
 
 
 @dataclass(frozen=True)
-class Components:
-    """The networks of a pipeline: classes of diffusers and transformers, whatever their size.
+class Source:
+    """Where a network comes from.
 
-    `latent_upsampler` doubles a clip's height and width in latents; only two-stage generation needs it.
+    Attributes:
+        blueprint: what it is.
+        load: reads its weights.
+        dtype: of these.
     """
 
-    transformer: Any
-    vae: Any
-    audio_vae: Any
-    vocoder: Any
-    connectors: Any
-    text_encoder: Any
-    tokenizer: Any
-    latent_upsampler: Any = None
+    blueprint: Blueprint
+    load: Callable[[], Any]
+    dtype: torch.dtype
+
+
+class Components:
+    """The networks of a pipeline by name: classes of diffusers and transformers, whatever their size.
+
+    A network given as a `Source` is loaded when it is first asked for, and may be let go again. `latent_upsampler`
+    doubles a clip's height and width in latents; only two-stage generation needs it.
+
+    Args:
+        tokenizer: of the text encoder.
+        networks: `transformer`, `vae`, `audio_vae`, `vocoder`, `connectors`, `text_encoder`, and `latent_upsampler` if
+            there is one.
+    """
+
+    def __init__(self, *, tokenizer: Any, **networks: Any) -> None:
+        given = {name: network for name, network in networks.items() if network is not None}
+        if not set(NETWORKS) <= given.keys() <= {*NETWORKS, UPSAMPLER}:
+            raise TypeError(f"the networks are {', '.join(NETWORKS)}, perhaps {UPSAMPLER}; given are {sorted(given)}")
+        self.tokenizer = tokenizer
+        self._sources = {name: network for name, network in given.items() if isinstance(network, Source)}
+        self._loaded = {name: network for name, network in given.items() if not isinstance(network, Source)}
+        self._arrivals: list[Callable[[str, Any], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in (*NETWORKS, UPSAMPLER):
+            raise AttributeError(name)
+        return self.get(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks that there are, loaded or not."""
+        return tuple(name for name in (*NETWORKS, UPSAMPLER) if name in self._loaded or name in self._sources)
+
+    @property
+    def loaded(self) -> Mapping[str, Any]:
+        """The networks that are loaded."""
+        return MappingProxyType(self._loaded)
+
+    def get(self, name: str) -> Any:
+        """A network, loaded now if it is not yet; None for an upscaler that there is not."""
+        if name not in self._loaded and name in self._sources:
+            self._loaded[name] = self._sources[name].load()
+            self._arrive(name)
+        return self._loaded.get(name)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of some networks that there are but that are not loaded."""
+        return [name for name in names if name in self._sources and name not in self._loaded]
+
+    def load(self, names: Iterable[str]) -> None:
+        """Load networks that are not loaded yet."""
+        for name in names:
+            self.get(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights."""
+        if "transformer" in self._loaded:
+            dtype: torch.dtype = self._loaded["transformer"].proj_in.weight.dtype
+            return dtype
+        return self._sources["transformer"].dtype
 
     def modules(self) -> dict[str, Any]:
-        """The networks that are there by name; the tokenizer is none."""
-        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokenizer"}
-        return {name: module for name, module in named.items() if module is not None}
+        """All networks, loaded."""
+        return {name: self.get(name) for name in self.names}
 
-    def for_inference(self, device: torch.device) -> Components:
-        """The same, moved and frozen."""
-        for module in self.modules().values():
-            module.to(device).eval().requires_grad_(requires_grad=False)
-        return self
+    def config(self, name: str) -> Mapping[str, Any]:
+        """Configuration of a network of diffusers, whether it is loaded or not."""
+        if name in self._loaded:
+            config: Mapping[str, Any] = self._loaded[name].config
+            return config
+        return self._sources[name].blueprint.full_config()
+
+    def blueprint(self, name: str) -> Blueprint | None:
+        """What a network that is not loaded will be."""
+        return None if name in self._loaded else self._sources[name].blueprint
+
+    def release(self, name: str) -> None:
+        """Let a network go if it can be loaded again."""
+        if name in self._sources:
+            self._loaded.pop(name, None)
+
+    def on_arrival(self, act: Callable[[str, Any], None]) -> None:
+        """Call `act(name, network)` for every network that is loaded, and for every one when it will be."""
+        self._arrivals.append(act)
+        for name, network in self._loaded.items():
+            act(name, network)
+
+    def replaced(self, **networks: Any) -> Components:
+        """The same with some networks, or the tokenizer, replaced."""
+        return Components(**{"tokenizer": self.tokenizer, **self._loaded, **self._sources, **networks})
+
+    def _arrive(self, name: str) -> None:
+        for act in self._arrivals:
+            act(name, self._loaded[name])
 
 
 def first_line(error: BaseException) -> str:
@@ -59,7 +143,7 @@ def first_line(error: BaseException) -> str:
 
 
 def load_components(folder: Path, dtype: torch.dtype = torch.float32, transformer: str = "transformer") -> Components:
-    """Load all components from safetensors.
+    """The components of a folder, each to be loaded from safetensors when it is needed.
 
     Args:
         folder: of diffusers' layout.
@@ -67,14 +151,47 @@ def load_components(folder: Path, dtype: torch.dtype = torch.float32, transforme
         transformer: its subfolder; LTX-2.5 has the distilled one in `transformer`, the full one in `transformer_full`.
 
     Raises:
-        WeightsError: one is missing, damaged, incomplete or of a class that is none of LTX-2's.
+        WeightsError: one is missing or of a class that is none of LTX-2's. Weights that are damaged or incomplete raise
+            it when they are loaded.
     """
+    sources = {
+        name: component_source(_home(folder, name, transformer), name, blueprint.kind, dtype)
+        for name, blueprint in read_blueprints(folder, transformer).items()
+    }
+    return Components(**sources, tokenizer=load_tokenizer(folder / "tokenizer"))
+
+
+def component_source(folder: Path, name: str, kind: str, dtype: torch.dtype) -> Source:
+    """One component in its own folder (WeightsError if there is none)."""
+    blueprint = read_blueprint(folder, name, kind)
+    return Source(blueprint, lambda: load_component(folder, name, kind, dtype), dtype)
+
+
+def read_blueprint(folder: Path, name: str, kind: str) -> Blueprint:
+    """What a component is by its configuration, without its weights (WeightsError if that cannot be read)."""
+    class_of(name, kind)
+    if not list(folder.glob("*.safetensors")):
+        raise WeightsError(f"{folder} has no safetensors file; fetch or train it again")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return Blueprint(name, kind, {key: value for key, value in config.items() if not key.startswith("_")})
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{folder / 'config.json'} is damaged or missing ({error!r}); fetch the model again"
+        ) from error
+
+
+def read_blueprints(folder: Path, transformer: str = "transformer") -> dict[str, Blueprint]:
+    """What the components of a folder are, without their weights (WeightsError if that cannot be read)."""
     index = _read_index(folder)
-    homes = {**{name: folder / name for name in NETWORKS}, "transformer": folder / transformer}
-    loaded = {name: load_component(homes[name], name, index[name], dtype) for name in NETWORKS}
+    found = {name: read_blueprint(_home(folder, name, transformer), name, index[name]) for name in NETWORKS}
     if (folder / UPSAMPLER / "config.json").is_file():
-        loaded[UPSAMPLER] = load_component(folder / UPSAMPLER, UPSAMPLER, "LTX2LatentUpsamplerModel", dtype)
-    return Components(**loaded, tokenizer=load_tokenizer(folder / "tokenizer"))
+        found[UPSAMPLER] = read_blueprint(folder / UPSAMPLER, UPSAMPLER, "LTX2LatentUpsamplerModel")
+    return found
+
+
+def _home(folder: Path, name: str, transformer: str) -> Path:
+    return folder / (transformer if name == "transformer" else name)
 
 
 def _read_index(folder: Path) -> Mapping[str, Any]:

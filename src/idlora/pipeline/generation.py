@@ -19,7 +19,7 @@ from idlora.core.positions import Rounding, audio_positions, reference_positions
 from idlora.core.reference import attach_reference, detach_reference
 from idlora.core.samplers import Callback, sample_euler, sample_res2s
 from idlora.core.schedules import DEFAULT_TOKENS, ltx2_sigmas
-from idlora.core.state import AVState, LatentState
+from idlora.core.state import AVState, LatentState, Masking
 from idlora.errors import InputError, WeightsError
 from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
@@ -96,21 +96,27 @@ def video_stream(empty: Tensor, positions: Tensor, given: Mapping[int, tuple[Ten
     for frame, (tokens, strength) in given.items():
         rows = slice(frame * tokens.shape[1], (frame + 1) * tokens.shape[1])
         clean[:, rows], mask[:, rows] = tokens, 1 - strength
-    return LatentState(clean, positions, mask, clean)
+    strengths = {strength for _, strength in given.values()}
+    masking: Masking = "ones" if not given else "binary" if strengths == {1.0} else "graded"
+    return LatentState(clean, positions, mask, clean, masking=masking)
 
 
 def audio_stream(empty: Tensor) -> LatentState:
     """A stream (1, T, C) to be denoised."""
-    return LatentState(empty, audio_positions(empty.shape[1], empty.device), torch.ones_like(empty[..., :1]), empty)
+    positions = audio_positions(empty.shape[1], empty.device)
+    return LatentState(empty, positions, torch.ones_like(empty[..., :1]), empty, masking="ones")
 
 
 def _join(streams: list[LatentState]) -> LatentState:
     """Streams of one sample each as one batch."""
+    kinds: list[Masking] = ["graded", "binary", "ones"]
+    found = {stream.mask_kind() for stream in streams}
     return LatentState(
         tokens=torch.cat([stream.tokens for stream in streams]),
         positions=torch.cat([stream.positions for stream in streams]),
         denoise_mask=torch.cat([stream.denoise_mask for stream in streams]),
         clean=torch.cat([stream.clean for stream in streams]),
+        masking=next(kind for kind in kinds if kind in found),
     )
 
 
@@ -241,13 +247,17 @@ def decode(state: AVState, codecs: Codecs, settings: Settings) -> Media:
     for stream in (state.video, state.audio):
         if not bool(torch.isfinite(stream.tokens).all()):
             raise WeightsError("the result is not finite: the weights are damaged, or float16 overflowed; use bfloat16")
+    video, waveform = decoded(state, codecs, settings)
+    return Media(video.cpu().numpy(), waveform.cpu().numpy(), vocoder_rate(codecs.vocoder))
+
+
+def decoded(state: AVState, codecs: Codecs, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Frames (B, F, H, W, 3) uint8 and samples (B, channels, N), where the state is."""
     video = codecs.video.decode(state.video.tokens, codecs.grid(settings))
     mel = codecs.audio.decode(detach_reference(state.audio).tokens)
     # One by one, since a vocoder may draw its start for the whole batch (Griffin-Lim does).
     waveform = torch.cat([codecs.vocoder(each).float() for each in mel.to(codecs.vocoder.dtype).split(1)])
-    rate = vocoder_rate(codecs.vocoder)
-    waveform = fit_length(waveform, round(settings.seconds * rate))
-    return Media(video.cpu().numpy(), waveform.cpu().numpy(), rate)
+    return video, fit_length(waveform, round(settings.seconds * vocoder_rate(codecs.vocoder)))
 
 
 def fit_length(waveform: Tensor, num_samples: int) -> Tensor:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -21,12 +22,12 @@ from idlora.files import sha256_of
 from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import Generation, generation_of
-from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.joint import JointModel, JointOptions, TextContext
 from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED, AdapterStack
-from idlora.networks.text import PromptEncoder
+from idlora.networks.text import PromptEncoder, PromptTokens
 from idlora.pipeline.card import ModelCard, published_card, read_card, write_card
-from idlora.pipeline.components import Components, replacing_folder, save_components
+from idlora.pipeline.components import UPSAMPLER, Components, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
     Sampling,
@@ -44,8 +45,9 @@ from idlora.pipeline.generation import (
 from idlora.pipeline.inputs import Inputs, Keyframe, Picture, Recording, Request, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import Result
+from idlora.pipeline.placement import STAGES, WHOLE, Placement, Residence, told_when_full
 from idlora.pipeline.settings import Options, Settings, settings_to_json, with_options
-from idlora.pipeline.sources import PACKAGED, Parts, load_model, model_path, weights_digests
+from idlora.pipeline.sources import PACKAGED, Parts, digests_of, is_distilled, load_model, model_path
 
 _ADAPTER_NAME = "adapter.safetensors"
 
@@ -58,6 +60,7 @@ class IDLoraPipeline:
         card: how the model wants to be used; by default as the official scripts use its generation.
         adapter: the identity adapter; None = the base alone.
         device: where the networks run. Noise is always drawn on the CPU, so a seed means the same everywhere.
+        placement: what of them is there, and when.
         origins: SHA-256 of the weights' files, for sidecars.
 
     Raises:
@@ -71,16 +74,15 @@ class IDLoraPipeline:
         adapter: AdapterWeights | None = None,
         *,
         device: torch.device | str = "cpu",
+        placement: Placement = WHOLE,
         origins: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.device = torch.device(device)
-        self.components = components.for_inference(self.device)
-        self.card = card or published_card(generation_of(components.transformer.config))
-        self.codecs = Codecs(VideoCodec(components.vae), AudioCodec(components.audio_vae), components.vocoder)
-        self.encoder = PromptEncoder(
-            components.tokenizer, components.text_encoder, components.connectors, self.card.max_text_tokens
-        )
-        self.adapters = AdapterStack(components.transformer)
+        self.components = components
+        self.card = card or published_card(self.generation)
+        self.tokens = PromptTokens(components.tokenizer, self.card.max_text_tokens)
+        self.residence = Residence(components, placement, self.device)
+        self.adapters = _stack_for(components)
         if adapter is not None:
             self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
         self._origins = origins
@@ -95,6 +97,7 @@ class IDLoraPipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         parts: Parts | None = None,
+        placement: Placement = WHOLE,
     ) -> Self:
         """Load a model: `miniature`, a folder or hub repository in diffusers' layout, or an official single file.
 
@@ -107,22 +110,25 @@ class IDLoraPipeline:
             device: where the networks run.
             dtype: of their weights.
             parts: text encoder and spatial upscaler from elsewhere; a single file needs a text encoder.
+            placement: what is on the device when, and how the transformer is stored.
 
         Raises:
             WeightsError: the model or the adapter is missing, damaged or of another generation.
         """
         with model_path(name) as path:
             components = load_model(path, dtype, parts or Parts())
-            generation = generation_of(components.transformer.config)
-            distilled = generation.name == "2.5" and (parts or Parts()).transformer == Parts.transformer
-            card = read_card(path, generation, distilled=distilled)
+            generation = generation_of(components.config("transformer"))
+            card = read_card(path, generation, distilled=is_distilled(generation, parts or Parts()))
             if adapter_strength is not None:
                 card = replace(card, adapter_strength=adapter_strength)
             file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
             card = replace(card, adapter="" if file is None else file.name)
-            origins = _digests_of(path, file)
-        return cls(components, card, weights, device=device, origins=origins)
+            origins = digests_of(path, file)
+            if placement.where == "whole":  # all but what reads prompts, which may be known
+                readers = (*STAGES["text"], *STAGES["connect"])
+                components.load(name for name in components.names if name not in readers)
+        return cls(components, card, weights, device=device, placement=placement, origins=origins)
 
     def add_adapter(self, name: str, file: str | os.PathLike[str], strength: float = 1.0) -> None:
         """Add one more adapter beside the identity adapter.
@@ -153,6 +159,7 @@ class IDLoraPipeline:
         Raises:
             OutputError: the folder holds something else or cannot be written; then nothing has changed.
         """
+        self.components.modules()
         with replacing_folder(Path(folder)) as fresh:
             identity = self.adapters.get(IDENTITY)
             if identity:
@@ -168,8 +175,9 @@ class IDLoraPipeline:
             WeightsError: the generation has no official single files (2.5).
             OutputError: the file cannot be written.
         """
+        modules = self.components.modules()
         with self.adapters.bare():
-            write_single_file(Path(path), self.components.modules(), dtype)
+            write_single_file(Path(path), modules, dtype)
 
     def __call__(
         self,
@@ -212,12 +220,11 @@ class IDLoraPipeline:
         settings = _common(requests)
         self._check(settings)
         meter = Meter(self.device)
-        with meter.verb("prepare"):
-            batch = [read_inputs(request, self.card.vocabulary) for request in requests]
-            _refuse_mixed(batch, settings)
-            texts = self._encode(batch, settings)
-        state = self._generated(batch, texts, meter, callback)
-        with meter.verb("decode"):
+        batch = [read_inputs(request, self.card.vocabulary) for request in requests]
+        _refuse_mixed(batch, settings)
+        texts = self.texts(batch, meter)
+        state = self.latents(batch, texts, meter, callback)
+        with self._stage("decode", meter):
             media = decode(state, self.codecs, settings)
         return [
             Result(
@@ -245,29 +252,62 @@ class IDLoraPipeline:
     def _check(self, settings: Settings) -> None:
         """Refuse before any work what these weights cannot do."""
         check_size(settings, self.codecs)
-        if settings.refine.sigmas and self.components.latent_upsampler is None:
+        if settings.refine.sigmas and UPSAMPLER not in self.components.names:
             raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")
         wanted = next((stage.distilled for stage in stages(settings) if stage.distilled), 0.0)
-        if wanted and self.adapters.get(DISTILLED) is None and not self.card.distilled:
+        if wanted and DISTILLED not in self.adapters.strengths and not self.card.distilled:
             raise SettingsError(
                 f"distilled strength {wanted:g} needs the distilled adapter: give its file (--distilled), or set the "
                 "strength to 0 if the weights themselves are distilled"
             )
 
-    def _generated(self, batch: Sequence[Inputs], texts: Texts, meter: Meter, callback: Callback | None) -> AVState:
+    @contextmanager
+    def _stage(self, name: str, meter: Meter) -> Iterator[None]:
+        """The networks of a stage at work, and what they cost."""
+        if missing := self.components.missing(STAGES[name]):
+            with meter.verb("load"):
+                self.components.load(missing)
+        placement = self.residence.placement
+        with meter.verb(name), told_when_full(name, placement), self.residence.at_work(name):
+            yield
+
+    def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
+        """The encoded prompts of a batch; negative ones only if its guidance wants them."""
+        prompts = [[inputs.prompt.text() for inputs in batch]]
+        if any(batch[0].settings.guidance.text.weights()):
+            prompts.append([inputs.settings.negative_prompt for inputs in batch])
+        positive, *negative = self.contexts([self.tokens.tokens(texts) for texts in prompts], meter)
+        return Texts(positive, next(iter(negative), None))
+
+    def contexts(self, tokens: Sequence[tuple[Tensor, Tensor]], meter: Meter) -> list[TextContext]:
+        """Text contexts of pairs of token ids and mask, (B, S) each."""
+        parts = self.components
+        with self._stage("text", meter):
+            encoder = PromptEncoder(parts.tokenizer, parts.text_encoder, None, self.tokens.max_length)
+            features = [encoder.hidden_states(*pair) for pair in tokens]
+        del encoder
+        self.residence.release("text_encoder")
+        with self._stage("connect", meter):
+            encoder = PromptEncoder(parts.tokenizer, None, parts.connectors, self.tokens.max_length)
+            found = [encoder.connected(each, mask) for each, (_, mask) in zip(features, tokens, strict=True)]
+        del encoder
+        self.residence.release("connectors")
+        return found
+
+    def latents(self, batch: Sequence[Inputs], texts: Texts, meter: Meter, callback: Callback | None = None) -> AVState:
         """The clean tokens of a batch, by one stage or two."""
         plans = stages(batch[0].settings)
         generators = generators_for([inputs.settings.seed for inputs in batch])
-        with meter.verb("prepare"):
+        with self._stage("prepare", meter):
             state = prepare(batch, plans[0], self.codecs, self.device)
-        with meter.verb("denoise"):
+        with self._stage("denoise", meter):
             state = noise(state, generators, official=plans[0].official_noise)
             state = self._denoised(state, texts, plans[0], Sampling(self._sigmas(plans[0]), generators, callback))
         if len(plans) == 1:
             return state
-        with meter.verb("upscale"):
+        with self._stage("upscale", meter):
             state = upscale(state, batch, plans, self.codecs, self.components.latent_upsampler)
-        with meter.verb("refine"):
+        with self._stage("refine", meter):
             sigmas = self._sigmas(plans[1])
             state = renoise(state, float(sigmas[0]), generators)
             return self._denoised(state, texts, plans[1], Sampling(sigmas, generators, callback))
@@ -284,53 +324,59 @@ class IDLoraPipeline:
     @property
     def generation(self) -> Generation:
         """Which LTX-2 this is."""
-        return generation_of(self.components.transformer.config)
+        return generation_of(self.components.config("transformer"))
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        """What turns pictures and sound into tokens and back."""
+        parts = self.components
+        return Codecs(VideoCodec(parts.vae), AudioCodec(parts.audio_vae), parts.vocoder)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files that the model came from; empty for a pipeline made of components."""
         return dict(self._origins())
 
-    def _encode(self, batch: Sequence[Inputs], settings: Settings) -> Texts:
-        positive = self.encoder([inputs.prompt.text() for inputs in batch])
-        if not any(settings.guidance.text.weights()):
-            return Texts(positive, None)
-        return Texts(positive, self.encoder([inputs.settings.negative_prompt for inputs in batch]))
-
     def _model(self, settings: Settings) -> JointModel:
         options = JointOptions(mask_reference_to_video=settings.mask_reference_to_video)
-        return JointModel(self.components.transformer, options, without_adapter=self.adapters.without_identity)
+        return JointModel(
+            self.components.transformer,
+            options,
+            without_adapter=self.adapters.without_identity,
+            around_block=self.residence.around_block,
+        )
 
     def _notes(self, inputs: Inputs) -> tuple[str, ...]:
         texts = {"prompt": inputs.prompt.text(), "negative prompt": inputs.settings.negative_prompt}
-        lengths = {name: self.encoder.num_tokens(text) for name, text in texts.items()}
+        lengths = {name: self.tokens.num_tokens(text) for name, text in texts.items()}
         limit = self.card.max_text_tokens
         cut = [name for name, length in lengths.items() if length > limit]
         told = (f"the {name} is {lengths[name]} tokens long: this model reads the first {limit}" for name in cut)
         return (*inputs.notes, *told)
 
     def _provenance(self, inputs: Inputs) -> dict[str, Any]:
-        network = self.components.transformer
         model = {
             "name": self.card.name,
             "generation": self.generation.name,
             "weights": self.digests,
             "adapter": self.card.adapter or None,
             "adapters": self.adapters.strengths,
-            "dtype": str(network.dtype).removeprefix("torch."),
+            "dtype": str(self.components.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "storage": self.residence.placement.storage,
+            "tiled": self.residence.placement.tiled,
         }
         return {"prompt": inputs.prompt.text(), "inputs": dict(inputs.origins), "model": model}
 
 
-def _digests_of(source: Path, adapter: Path | None) -> Callable[[], Mapping[str, str]]:
-    """Reading gigabytes takes its time, so it is put off until a sidecar wants the digests."""
-
-    def digests() -> dict[str, str]:
-        found = weights_digests(source)
-        return found if adapter is None or adapter.parent == source else found | {adapter.name: sha256_of(adapter)}
-
-    return digests
+def _stack_for(components: Components) -> AdapterStack:
+    """The adapters of the transformer, or of the one that will come."""
+    waits = components.blueprint("transformer")
+    if waits is None:
+        return AdapterStack(components.transformer)
+    stack = AdapterStack(None, cache(waits.on_meta))
+    components.on_arrival(lambda name, network: stack.attach(network) if name == "transformer" else None)
+    return stack
 
 
 def _common(requests: Sequence[Request]) -> Settings:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,23 @@ import torch
 
 from idlora.errors import WeightsError
 from idlora.files import sha256_of
-from idlora.networks.single_file import load_single_file, load_upsampler
+from idlora.networks.adapter import read_adapter
+from idlora.networks.generations import Generation, generation_of
+from idlora.networks.published import Blueprint
+from idlora.networks.single_file import load_single_component, load_upsampler, read_single_blueprints
+from idlora.pipeline.card import ModelCard, read_card
 from idlora.pipeline.components import (
     INDEX_NAME,
     UPSAMPLER,
     Components,
+    Source,
+    component_source,
     first_line,
     load_component,
     load_components,
     load_tokenizer,
+    read_blueprint,
+    read_blueprints,
 )
 
 PACKAGED = "miniature"
@@ -98,42 +107,103 @@ def load_model(path: Path, dtype: torch.dtype, parts: Parts) -> Components:
     components = _load_single(path, dtype, parts) if path.is_file() else _load_folder(path, dtype, parts)
     if parts.upsampler is None:
         return components
-    return replace(components, latent_upsampler=_load_upsampler(Path(parts.upsampler), dtype))
+    return components.replaced(latent_upsampler=_load_upsampler(Path(parts.upsampler), dtype))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without its weights.
+
+    Attributes:
+        blueprints: its components.
+        card: how it wants to be used.
+        adapter_rank: of the identity adapter in its folder; None = there is none.
+    """
+
+    blueprints: Mapping[str, Blueprint]
+    card: ModelCard
+    adapter_rank: int | None
+
+
+def read_model(name: str | os.PathLike[str], parts: Parts) -> Outline:
+    """What a model is, without its weights.
+
+    Raises:
+        WeightsError: there is no such model, or it is damaged.
+    """
+    with model_path(name) as path:
+        if path.is_file():
+            found = {**read_single_blueprints(path), "text_encoder": _gemma_blueprint(_encoder_of(path, parts))}
+        else:
+            found = read_blueprints(path, parts.transformer)
+            if parts.text_encoder is not None:
+                found["text_encoder"] = _gemma_blueprint(Path(parts.text_encoder))
+        generation = generation_of(found["transformer"].full_config())
+        card = read_card(path, generation, distilled=is_distilled(generation, parts))
+        ranks = read_adapter(path / card.adapter).ranks if card.adapter else {}
+        return Outline(found, card, max(ranks.values(), default=None))
+
+
+def is_distilled(generation: Generation, parts: Parts) -> bool:
+    """Whether a model of that generation comes distilled: LTX-2.5 does, but for its full transformer."""
+    return generation.name == "2.5" and parts.transformer == Parts.transformer
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, parts: Parts) -> Components:
     components = load_components(folder, dtype, parts.transformer)
     if parts.text_encoder is None:
         return components
-    encoder, tokenizer = _load_gemma(Path(parts.text_encoder), dtype)
-    return replace(components, text_encoder=encoder, tokenizer=tokenizer)
+    encoder, tokenizer = _gemma(Path(parts.text_encoder), dtype)
+    return components.replaced(text_encoder=encoder, tokenizer=tokenizer)
 
 
 def _load_single(path: Path, dtype: torch.dtype, parts: Parts) -> Components:
     if parts.transformer != Parts.transformer:
         raise WeightsError(f"{path.name}: an official single file has one transformer; leave {parts.transformer} out")
-    if parts.text_encoder is None:
-        raise WeightsError(f"{path.name} holds no text encoder; give the folder of Gemma 3 (--text-encoder)")
-    networks = load_single_file(path, dtype)
-    encoder, tokenizer = _load_gemma(Path(parts.text_encoder), dtype)
+    encoder, tokenizer = _gemma(_encoder_of(path, parts), dtype)
+    networks = {
+        name: Source(blueprint, partial(load_single_component, path, blueprint, dtype), dtype)
+        for name, blueprint in read_single_blueprints(path).items()
+    }
     return Components(**networks, text_encoder=encoder, tokenizer=tokenizer)
 
 
-def _load_gemma(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _encoder_of(path: Path, parts: Parts) -> Path:
+    if parts.text_encoder is None:
+        raise WeightsError(f"{path.name} holds no text encoder; give the folder of Gemma 3 (--text-encoder)")
+    return Path(parts.text_encoder)
+
+
+def _gemma(folder: Path, dtype: torch.dtype) -> tuple[Source, Any]:
     """Encoder and tokenizer; a model's `text_encoder` folder has the tokenizer beside it."""
+    kind = _gemma_blueprint(folder).kind
+    home = folder.parent / "tokenizer" if not list(folder.glob("tokenizer*")) else folder
+    return component_source(folder, "text_encoder", kind, dtype), load_tokenizer(home)
+
+
+def _gemma_blueprint(folder: Path) -> Blueprint:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, LookupError, TypeError) as error:
         message = f"{folder} is no folder of a text encoder as transformers saves it ({error!r}); give Gemma's"
         raise WeightsError(message) from error
-    home = folder.parent / "tokenizer" if not list(folder.glob("tokenizer*")) else folder
-    return load_component(folder, "text_encoder", kind, dtype), load_tokenizer(home)
+    return read_blueprint(folder, "text_encoder", kind)
 
 
 def _load_upsampler(path: Path, dtype: torch.dtype) -> Any:
     if path.is_dir():
         return load_component(path, UPSAMPLER, "LTX2LatentUpsamplerModel", dtype)
     return load_upsampler(path, dtype)
+
+
+def digests_of(source: Path, adapter: Path | None) -> Callable[[], Mapping[str, str]]:
+    """What computes the digests of a model and its adapter: reading gigabytes waits until a sidecar wants them."""
+
+    def digests() -> dict[str, str]:
+        found = weights_digests(source)
+        return found if adapter is None or adapter.parent == source else found | {adapter.name: sha256_of(adapter)}
+
+    return digests
 
 
 def weights_digests(source: Path) -> dict[str, str]:

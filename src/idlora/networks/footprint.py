@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory tensors take while networks run, in bytes; on the meta device without computing anything."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+_QUESTIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+_LSE_BYTES = 4  # the fused attention keeps one float32 for each query
+
+
+def tensors_of(module: Any) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def weight_bytes(module: Any) -> int:
+    """Bytes of parameters and buffers; what is shared counts once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors_of(module)}
+    return sum(storages.values())
+
+
+class Footprint(TorchDispatchMode):
+    """Inside this context, the bytes of tensors that came into being there and are still alive.
+
+    It counts what PyTorch hands out, not what a kernel takes for itself while it works. Asked for the value of a tensor
+    on the meta device, it says False, which is the answer that takes the longer way everywhere in this package.
+
+    Args:
+        modules: networks whose weights are there already.
+
+    Attributes:
+        alive: now.
+        peak: the most so far.
+    """
+
+    def __init__(self, modules: Iterable[Any] = ()) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for module in modules for tensor in tensors_of(module)}
+        self._attention = _FusedAttention()
+
+    def __enter__(self) -> Self:
+        self._attention.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._attention.__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it returns."""
+        if func in _QUESTIONS and args[0].is_meta:
+            return False
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device attention takes what the fused kernels take: the scores are never there as a whole."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query: Tensor = args[0] if args else kwargs["query"]
+        if not query.is_meta:
+            return func(*args, **kwargs)
+        value: Tensor = args[2] if len(args) > 2 else kwargs["value"]
+        kept = torch.empty(*query.shape[:-1], _LSE_BYTES, dtype=torch.uint8, device="meta")
+        out = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device="meta")
+        del kept
+        return out

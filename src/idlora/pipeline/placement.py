@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the networks are while a clip is made, and in what form the transformer's weights are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from idlora.errors import DeviceMemoryError, SettingsError
+from idlora.networks.footprint import tensors_of
+from idlora.networks.streaming import BlockStream, Guest
+from idlora.pipeline.components import UPSAMPLER, Components
+
+Where = Literal["whole", "offload", "stream"]
+Storage = Literal["full", "fp8"]
+
+# The stages of a generation and the networks that work in each.
+STAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "text": ("text_encoder",),
+        "connect": ("connectors",),
+        "prepare": ("vae", "audio_vae"),
+        "denoise": ("transformer",),
+        "upscale": ("vae", UPSAMPLER),
+        "refine": ("transformer",),
+        "decode": ("vae", "audio_vae", "vocoder"),
+    }
+)
+# Networks whose blocks can come one by one; those that run once a clip always do, since they come whole in any case.
+STREAMED: Mapping[Where, tuple[str, ...]] = MappingProxyType(
+    {
+        "whole": (),
+        "offload": ("text_encoder", "connectors"),
+        "stream": ("text_encoder", "connectors", "transformer"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is fitted to a device.
+
+    Attributes:
+        where: `whole` keeps every network on the device; `offload` brings each one there for its stage, text encoder
+            and connectors block by block; `stream` brings the transformer block by block too.
+        storage: `full` keeps the transformer's weights as they are; `fp8` keeps those of its linear layers in eight
+            bits and computes as before, which changes results a little.
+        tiled: decode the picture in overlapping tiles, which may show at their seams.
+
+    Raises:
+        SettingsError: there is no such place or storage.
+    """
+
+    where: Where = "whole"
+    storage: Storage = "full"
+    tiled: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("where", get_args(Where)), ("storage", get_args(Storage))):
+            if getattr(self, name) not in known:
+                raise SettingsError(f"placement {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
+
+    def __str__(self) -> str:
+        extra = ("" if self.storage == "full" else f"+{self.storage}") + ("+tiled" if self.tiled else "")
+        return self.where + extra
+
+
+WHOLE = Placement()
+
+
+def blocks_of(name: str, module: Any) -> list[nn.Module]:
+    """The long list of blocks of a network that can be streamed."""
+    if name == "transformer":
+        return list(module.transformer_blocks)
+    if name == "connectors":
+        return [*module.video_connector.transformer_blocks, *module.audio_connector.transformer_blocks]
+    language = getattr(module.base_model, "language_model", module.base_model)
+    return list(language.layers)
+
+
+def store_in_eight_bits(transformer: Any) -> None:
+    """Keep the weights of the blocks' linear layers as float8 (e4m3) between their uses; adapters stay as they are."""
+    from diffusers.hooks import apply_layerwise_casting
+
+    # "norm": the scales of norms are few and sensitive; "lora_": so are adapters, which come in float32 or bfloat16.
+    apply_layerwise_casting(
+        transformer.transformer_blocks,
+        storage_dtype=torch.float8_e4m3fn,
+        compute_dtype=transformer.proj_in.weight.dtype,
+        skip_modules_pattern=("norm", "lora_"),
+    )
+
+
+@contextmanager
+def told_when_full(stage: str, placement: Placement) -> Iterator[None]:
+    """Turn an overflow of the device's memory into what to do about it (DeviceMemoryError)."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        where = get_args(Where)
+        smaller = where[where.index(placement.where) + 1 :]
+        steps = [f"--placement {smaller[0]}"] if smaller else []
+        steps += [] if placement.tiled or stage != "decode" else ["--tiled"]
+        steps += ["--storage fp8"] if not smaller and placement.storage == "full" else []
+        remedy = " and ".join(steps) or "a smaller or shorter clip"
+        raise DeviceMemoryError(
+            f"the device ran out of memory in the stage {stage!r} with the placement {placement}; use {remedy}, and "
+            "see what each placement takes with `idlora plan`"
+        ) from error
+
+
+class Residence:
+    """Brings the networks of a pipeline to the device for as long as they work there.
+
+    Args:
+        components: the networks, in main memory; those that are loaded later arrive there.
+        placement: how.
+        device: where they work.
+    """
+
+    def __init__(self, components: Components, placement: Placement, device: torch.device) -> None:
+        self._components, self._device = components, device
+        self.placement = placement
+        self._guests: dict[str, Guest] = {}
+        self._streams: dict[str, BlockStream] = {}
+        components.on_arrival(self._receive)
+
+    def release(self, name: str) -> None:
+        """Let a network go that will not be needed soon, unless everything is to stay on the device."""
+        if self.placement.where != "whole":
+            self._guests.pop(name, None)
+            self._streams.pop(name, None)
+            self._components.release(name)
+
+    def _receive(self, name: str, network: Any) -> None:
+        network.eval().requires_grad_(requires_grad=False)
+        if name == "vae" and self.placement.tiled:
+            network.enable_tiling()
+        if name == "transformer" and self.placement.storage == "fp8":
+            store_in_eight_bits(network)
+        if self.placement.where == "whole":
+            network.to(self._device)
+
+    @contextmanager
+    def at_work(self, stage: str) -> Iterator[None]:
+        """The networks of a stage are on the device inside this context."""
+        with ExitStack() as stack:
+            for name in STAGES[stage]:
+                network = self._components.get(name)
+                if network is not None and self.placement.where != "whole":
+                    stack.enter_context(self._visit(name, network))
+            yield
+
+    def around_block(self, block: nn.Module) -> AbstractContextManager[None]:
+        """One block of the transformer is on the device inside this context."""
+        stream = self._streams.get("transformer")
+        return nullcontext() if stream is None else stream.at(block)
+
+    @contextmanager
+    def _visit(self, name: str, module: Any) -> Iterator[None]:
+        """One network on the device: whole, or all of it but its blocks, which come one by one."""
+        streams = name in STREAMED[self.placement.where]
+        self._settle(name, module, blocks_of(name, module) if streams else [])
+        hooks = _hooked(blocks_of(name, module), self._streams[name]) if streams and name != "transformer" else []
+        self._guests[name].fetch()
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._guests[name].drop()
+            if name in self._streams:
+                self._streams[name].close()
+
+    def _settle(self, name: str, module: Any, blocks: list[nn.Module]) -> None:
+        """Give the weights their home, anew if there are others than before (an adapter may have come)."""
+        streamed = frozenset(id(tensor) for block in blocks for tensor in tensors_of(block))
+        kept = [tensor for tensor in tensors_of(module) if id(tensor) not in streamed]
+        settled = name in self._guests and self._guests[name].names == frozenset(map(id, kept))
+        if settled and (not blocks or self._streams[name].names == streamed):
+            return
+        self._guests[name] = Guest(kept, self._device)
+        if blocks:
+            self._streams[name] = BlockStream(blocks, self._device)
+
+
+def _hooked(blocks: list[nn.Module], stream: BlockStream) -> list[Any]:
+    """Make blocks that are called as modules come when they are called."""
+    visits: dict[int, AbstractContextManager[None]] = {}
+
+    def come(block: nn.Module, _args: Any) -> None:
+        visits[id(block)] = stream.at(block)
+        visits[id(block)].__enter__()
+
+    def go(block: nn.Module, _args: Any, _out: Any) -> None:
+        visits.pop(id(block)).__exit__(None, None, None)
+
+    before = [block.register_forward_pre_hook(come) for block in blocks]
+    return before + [block.register_forward_hook(go) for block in blocks]

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a generation will take in memory, told from configurations alone, and which placement fits a device.
+
+The generation itself runs, on the meta device: every tensor has its size there and no contents, so what is counted is
+what the real run hands out. The transformer's blocks are all alike, so two of them stand for all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from idlora.core.guidance import Guidance
+from idlora.core.positions import SAMPLING_RATE
+from idlora.data.media import Voice
+from idlora.errors import SettingsError
+from idlora.networks.adapter import IDENTITY, AdapterWeights, LowRank, new_adapter
+from idlora.networks.footprint import Footprint, weight_bytes
+from idlora.networks.published import Blueprint
+from idlora.networks.stack import DISTILLED
+from idlora.pipeline.components import Components
+from idlora.pipeline.generation import Texts, decoded, stages
+from idlora.pipeline.inputs import Request, read_inputs
+from idlora.pipeline.meter import Meter
+from idlora.pipeline.pipeline import IDLoraPipeline
+from idlora.pipeline.placement import STAGES, STREAMED, Placement, Storage, Where, blocks_of
+from idlora.pipeline.settings import Settings
+
+IDENTITY_RANK, DISTILLED_RANK = 128, 384  # as published
+HEADROOM = 0.06  # of a device's memory: its context, what kernels take for themselves, gaps between tensors
+META = torch.device("meta")
+_FEW = 2
+_TILED = "decode in tiles"
+_TWO_STEPS = (1.0, 0.5, 0.0)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of one network.
+
+    Attributes:
+        parameters: their number.
+        rest: bytes of all but the blocks.
+        blocks: bytes of each block, in the order in which they work; none if it cannot be streamed.
+        saved: what eight-bit storage saves of a block.
+        widest: its widest linear layer, which is there in full for a moment.
+    """
+
+    parameters: int
+    rest: int
+    blocks: tuple[int, ...] = ()
+    saved: int = 0
+    widest: int = 0
+
+    def resident(self, storage: Storage = "full", *, streamed: bool = False) -> int:
+        """Bytes on the device while it works."""
+        saved = self.saved if storage == "fp8" else 0
+        blocks = [block - saved for block in self.blocks]
+        pairs = [sum(pair) for pair in pairwise((*blocks, *blocks[:1]))]
+        return self.rest + (max(pairs, default=0) if streamed else sum(blocks)) + (self.widest if saved else 0)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a generation takes, whatever the placement.
+
+    Attributes:
+        weights: of every network; adapters are part of the transformer.
+        working: the most bytes of all other tensors, by stage; stages that do not happen are left out.
+        tiled: the same when pictures are decoded in tiles.
+    """
+
+    weights: Mapping[str, Weights]
+    working: Mapping[str, int]
+    tiled: Mapping[str, int]
+
+    def components(self, stage: str, placement: Placement) -> dict[str, int]:
+        """Bytes of the weights on the device, by network."""
+        names = self.weights if placement.where == "whole" else STAGES[stage]
+        return {
+            name: self.weights[name].resident(placement.storage, streamed=name in STREAMED[placement.where])
+            for name in names
+            if name in self.weights
+        }
+
+    def peak(self, stage: str, placement: Placement) -> int:
+        """The most bytes on the device in a stage."""
+        working = self.tiled if placement.tiled else self.working
+        return sum(self.components(stage, placement).values()) + working[stage]
+
+    def host_bytes(self, placement: Placement) -> int:
+        """Bytes of weights in main memory once everything is loaded: nothing if all of it is on the device.
+
+        Text encoder and connectors are let go before the rest is loaded.
+        """
+        if placement.where == "whole":
+            return 0
+        readers = (*STAGES["text"], *STAGES["connect"])
+        sizes = {name: each.resident(placement.storage) for name, each in self.weights.items()}
+        reading = sum(sizes.get(name, 0) for name in readers)
+        return max(reading, sum(sizes.values()) - reading)
+
+    def peak_bytes(self, placement: Placement) -> int:
+        """The most bytes on the device at any time."""
+        return max(self.peak(stage, placement) for stage in self.working)
+
+
+def placements(storage: Storage = "full") -> tuple[Placement, ...]:
+    """From the fastest to the one that needs least memory."""
+    return tuple(Placement(where, storage, tiled) for where in get_args(Where) for tiled in (False, True))
+
+
+def fits(demand: Demand, placement: Placement, device_memory: int) -> bool:
+    """Whether a placement leaves `HEADROOM` of so many bytes free."""
+    return demand.peak_bytes(placement) <= device_memory * (1 - HEADROOM)
+
+
+def choose(demand: Demand, device_memory: int, storage: Storage = "full") -> Placement:
+    """The fastest placement that fits a device of so many bytes.
+
+    Raises:
+        SettingsError: none fits.
+    """
+    for placement in placements(storage):
+        if fits(demand, placement, device_memory):
+            return placement
+    least = min(demand.peak_bytes(placement) for placement in placements(storage))
+    needed = least / (1 - HEADROOM) / 1e9
+    raise SettingsError(
+        f"{device_memory / 1e9:.2f} GB are too few: this clip takes a device of {needed:.2f} GB at least; make it "
+        "smaller or shorter" + (", or store the transformer in eight bits (--storage fp8)" if storage == "full" else "")
+    )
+
+
+def demand_of(
+    blueprints: Mapping[str, Blueprint],
+    settings: Settings,
+    dtype: torch.dtype = torch.bfloat16,
+    max_text_tokens: int = 1024,
+    identity_rank: int | None = None,
+) -> Demand:
+    """The demand of one clip with first frame, voice, identity adapter, and the distilled one if settings want it.
+
+    Args:
+        blueprints: every component but the tokenizer.
+        settings: of the generation.
+        dtype: of the weights.
+        max_text_tokens: prompts are padded to this length.
+        identity_rank: of the identity adapter; None = as published.
+
+    Raises:
+        InputError: a size is off the model's grid.
+        SettingsError: settings ask for what the model does not have.
+    """
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    transformer = blueprints["transformer"]
+    num_blocks = int(transformer.full_config()["num_layers"])
+    few = replace(transformer, config={**transformer.config, "num_layers": min(_FEW, num_blocks)})
+    parts = {**blueprints, "transformer": few}
+    made = {name: blueprint.on_meta().to(META, dtype) for name, blueprint in parts.items()}
+    pipe = IDLoraPipeline(Components(**made, tokenizer=_NoTokenizer()), device=META)
+    with META:  # where PEFT makes its branches
+        _adapt(pipe, settings, identity_rank or IDENTITY_RANK)
+    short = _short(settings, num_blocks)
+    working = _simulated(pipe, short, max_text_tokens)
+    tiled = working.pop(_TILED)
+    weights = {name: _weights(name, module, num_blocks) for name, module in pipe.components.modules().items()}
+    return Demand(weights, working, {**working, "decode": tiled})
+
+
+class _NoTokenizer:
+    """Stands where no text is read."""
+
+    padding_side = "left"
+
+
+class FootprintMeter(Meter):
+    """Peak bytes of tensors by verb, wherever they are; the weights of `modules` are not among them."""
+
+    def __init__(self, footprint: Footprint) -> None:
+        super().__init__(META)
+        self._footprint = footprint
+
+    @contextmanager
+    def verb(self, name: str) -> Iterator[None]:
+        """Measure what happens inside this context."""
+        self._footprint.peak = self._footprint.alive
+        with super().verb(name):
+            yield
+        self.peak_bytes[name] = max(self._footprint.peak, self.peak_bytes.get(name, 0))
+
+
+@torch.no_grad()
+def _simulated(pipe: IDLoraPipeline, settings: Settings, max_text_tokens: int) -> dict[str, int]:
+    """Bytes of all but the weights at the peak of every stage."""
+    inputs = read_inputs(Request("[VISUAL] a face [SPEECH] word", settings, _picture(), _voice(settings)))
+    ids = torch.zeros(1, max_text_tokens, dtype=torch.long)
+    with Footprint(pipe.components.modules().values()) as footprint:
+        meter = FootprintMeter(footprint)
+        texts = pipe.contexts(
+            [(ids, torch.ones_like(ids))] * (2 if any(settings.guidance.text.weights()) else 1), meter
+        )
+        state = pipe.latents([inputs], Texts(texts[0], texts[-1]), meter)
+        with meter.verb("decode"):
+            decoded(state, pipe.codecs, settings)
+        pipe.components.vae.enable_tiling()
+        with meter.verb(_TILED):
+            decoded(state, pipe.codecs, settings)
+    return dict(meter.peak_bytes)
+
+
+def _picture() -> Any:
+    return np.zeros((64, 64, 3), np.uint8)
+
+
+def _voice(settings: Settings) -> Voice:
+    samples = np.random.default_rng(0).normal(0, 0.1, (1, round(settings.max_voice_seconds * SAMPLING_RATE)))
+    return Voice(samples.astype(np.float32), SAMPLING_RATE)
+
+
+def _short(settings: Settings, num_blocks: int) -> Settings:
+    """Two steps in each stage, in the few blocks that there are: the second step finds what the first one left."""
+    stg = settings.guidance.stg
+    if any(block >= num_blocks for block in stg.blocks) and stg.scale:
+        raise SettingsError(f"STG block {max(stg.blocks)} does not exist: this model has blocks 0 to {num_blocks - 1}")
+    guidance: Guidance = replace(settings.guidance, stg=replace(stg, blocks=(0,) if stg.blocks else ()))
+    short = replace(settings, guidance=guidance, sigmas=_TWO_STEPS)
+    if not settings.refine.sigmas:
+        return short
+    return replace(short, refine=replace(settings.refine, sigmas=_TWO_STEPS))
+
+
+def _adapt(pipe: IDLoraPipeline, settings: Settings, identity_rank: int) -> None:
+    """The adapters that the settings call for."""
+    network = pipe.components.transformer
+    fresh = new_adapter(network, identity_rank)
+    weights = fresh.weights()
+    fresh.remove()
+    pipe.adapters.add(IDENTITY, weights)
+    if any(stage.distilled for stage in stages(settings)):
+        pipe.adapters.add(DISTILLED, _everywhere(network, DISTILLED_RANK))
+
+
+def _everywhere(network: Any, rank: int) -> AdapterWeights:
+    """Branches beside every linear layer of the blocks."""
+    layers = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("transformer_blocks.") and "lora_" not in name:
+            rows, columns = module.weight.shape
+            pair = (module.weight.new_empty(rank, columns), module.weight.new_empty(rows, rank))
+            layers[name.removesuffix(".base_layer")] = LowRank(*pair)
+    return AdapterWeights(layers)
+
+
+def _weights(name: str, module: Any, num_blocks: int) -> Weights:
+    total, parameters = weight_bytes(module), sum(each.numel() for each in module.parameters())
+    if name not in STREAMED["stream"]:
+        return Weights(parameters, total)
+    blocks = blocks_of(name, module)
+    sizes = tuple(weight_bytes(block) for block in blocks)
+    if name != "transformer":
+        return Weights(parameters, total - sum(sizes), sizes)
+    small = _stored_small(blocks[0])
+    full = [each.weight.numel() * each.weight.element_size() for each in small]
+    return Weights(
+        parameters + (num_blocks - len(blocks)) * sum(each.numel() for each in blocks[0].parameters()),
+        total - sum(sizes),
+        sizes[:1] * num_blocks,
+        saved=sum(full) - sum(each.weight.numel() for each in small),
+        widest=max(full),
+    )
+
+
+def _stored_small(block: Any) -> list[nn.Linear]:
+    named = block.named_modules()
+    return [each for name, each in named if isinstance(each, nn.Linear) and "lora_" not in name and "norm" not in name]
