@@ -145,7 +145,8 @@ class Residence:
         if name == "transformer" and self.placement.storage == "fp8":
             store_in_eight_bits(network)
         if self.placement.where == "whole":
-            network.to(self._device)
+            with told_when_full(f"loading {name}", self.placement):
+                network.to(self._device)
 
     @contextmanager
     def at_work(self, stage: str) -> Iterator[None]:
