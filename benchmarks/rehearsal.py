@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from idlora.data.media import Voice
 from idlora.networks.adapter import IDENTITY, AdapterWeights, new_adapter
 from idlora.networks.generations import GENERATIONS
-from idlora.networks.published import PUBLISHED, Blueprint, all_sizes
+from idlora.networks.published import Blueprint, all_sizes
 from idlora.networks.stack import DISTILLED
 from idlora.pipeline import PRESETS, Components, IDLoraPipeline, Placement, Settings, preset_settings
 from idlora.pipeline.output import versions
@@ -53,16 +54,6 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "latent_upsampler": {"mid_channels": 32, "num_blocks_per_stage": 1},
     "audio_vae": {"num_res_blocks": 1},
-}
-GEMMA_3_12B = {
-    "hidden_size": 3840,
-    "num_hidden_layers": 48,
-    "intermediate_size": 15360,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 256,
-    "vocab_size": 262_208,
-    "sliding_window": 1024,
 }
 GEMMA_TINY = {
     "hidden_size": 32,
@@ -94,6 +85,18 @@ def tiny(blueprint: Blueprint, generation: str) -> Blueprint:
     return replace(blueprint, config={**blueprint.config, **changes})
 
 
+def sizes(generation: str, scale: str) -> Mapping[str, Blueprint]:
+    """Every component at its published size, or small."""
+    found = all_sizes(generation)
+    if scale == "full":
+        return found
+    encoder = Blueprint("text_encoder", "Gemma3TextModel", GEMMA_TINY)
+    return {
+        **{name: tiny(each, generation) for name, each in found.items() if name != encoder.component},
+        encoder.component: encoder,
+    }
+
+
 def built(blueprint: Blueprint, device: str, dtype: torch.dtype) -> Any:
     """The network with random weights, made where it will be."""
     before = torch.get_default_dtype()
@@ -106,29 +109,17 @@ def built(blueprint: Blueprint, device: str, dtype: torch.dtype) -> Any:
     return module.to(dtype).eval()
 
 
-def gemma(device: str, dtype: torch.dtype, sizes: dict[str, int]) -> Any:
-    from transformers import Gemma3TextConfig, Gemma3TextModel
-
-    with torch.device(device):
-        return Gemma3TextModel(Gemma3TextConfig(**sizes)).to(dtype).eval()
-
-
 def pipeline(generation: str, device: str, dtype: torch.dtype, scale: str) -> IDLoraPipeline:
     from transformers import AutoTokenizer
 
-    rows = PUBLISHED[generation]
-    if "connectors" not in rows:  # 2.5 publishes its own in its folder only; those of 2.3 have the same widths
-        rows = {**PUBLISHED["2.3"], **rows}
     torch.manual_seed(0)
     parts = {}
-    for name, blueprint in rows.items():
+    for name, blueprint in sizes(generation, scale).items():
         print(f"building {name}", file=sys.stderr, flush=True)
-        parts[name] = built(tiny(blueprint, generation) if scale == "tiny" else blueprint, device, dtype)
-    print("building text_encoder", file=sys.stderr, flush=True)
-    encoder = gemma(device, dtype, GEMMA_TINY if scale == "tiny" else GEMMA_3_12B)
+        parts[name] = built(blueprint, device, dtype)
     with model_path(PACKAGED) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    components = Components(**parts, text_encoder=encoder, tokenizer=tokenizer)
+    components = Components(**parts, tokenizer=tokenizer)
     pipe = IDLoraPipeline(components, device=device)
     weights = fresh_adapter(components.transformer)
     for name in (IDENTITY, DISTILLED):
@@ -151,11 +142,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def foretold(arguments: argparse.Namespace, settings: Settings, dtype: torch.dtype) -> dict[str, int]:
     """What `idlora plan` says of the same run, to be compared with `peak_bytes`."""
-    sizes = all_sizes(arguments.generation)
-    if arguments.scale == "tiny":
-        sizes = {name: tiny(each, arguments.generation) for name, each in sizes.items() if name != "text_encoder"}
-        sizes["text_encoder"] = Blueprint("text_encoder", "Gemma3ForConditionalGeneration", {"text_config": GEMMA_TINY})
-    demand = demand_of(sizes, settings, dtype)
+    demand = demand_of(sizes(arguments.generation, arguments.scale), settings, dtype)
     return {stage: demand.peak(stage, Placement()) for stage in demand.working}
 
 

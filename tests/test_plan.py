@@ -17,6 +17,7 @@ from idlora.cli.plan import parse_bytes
 from idlora.errors import SettingsError
 from idlora.networks.footprint import Footprint, weight_bytes
 from idlora.networks.published import all_sizes
+from idlora.networks.single_file import write_upsampler
 from idlora.pipeline import IDLoraPipeline, Placement, Refinement, Request, Settings
 from idlora.pipeline.generation import decoded
 from idlora.pipeline.inputs import read_inputs
@@ -137,3 +138,17 @@ def test_faults_are_one_line(arguments: str, capsys: pytest.CaptureFixture[str])
     told: Any = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
+
+
+def test_two_stages_without_an_upscaler_are_refused_and_with_its_file_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tiny_pipeline.components("2.3")
+    IDLoraPipeline(made, CARD).save_pretrained(tmp_path / "model")
+    write_upsampler(tmp_path / "upsampler.safetensors", tiny_pipeline.upsampler())
+    size = ["--preset", "two-stage", "--height", "128", "--width", "128", "--frames", "9", "--stg-blocks", "1"]
+    command = ["plan", "--model", str(tmp_path / "model"), *size]
+    assert main(command) == 2
+    assert "upscaler" in capsys.readouterr().err
+    assert main([*command, "--upsampler", str(tmp_path / "upsampler.safetensors")]) == 0
+    assert "upscale" in capsys.readouterr().out

@@ -126,6 +126,7 @@ PLAN_TABLE = (
     Row("--generation", str, "2.0, 2.3 or 2.5 at its published size.", MODEL, default="2.3"),
     Row("--model", str, "miniature, a folder or an official single file, instead of a generation.", MODEL),
     Row("--text-encoder", Path, "Folder of Gemma; an official single file needs one.", MODEL),
+    Row("--upsampler", Path, "File or folder of the spatial upscaler.", MODEL),
     Row("--transformer", str, "Its subfolder; LTX-2.5: transformer_full.", MODEL, default="transformer"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="bfloat16"),
     Row("--device-memory", str, "Bytes of the device, such as 24GB (10^9) or 24GiB (2^30).", MODEL),

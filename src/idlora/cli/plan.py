@@ -51,7 +51,8 @@ def _model(values: Mapping[str, Any]) -> tuple[Outline, tuple[str, ...]]:
     from idlora.pipeline.sources import Outline, read_model
 
     if values["model"] is not None:
-        return read_model(values["model"], Parts(values["text_encoder"], None, values["transformer"])), ()
+        parts = Parts(values["text_encoder"], values["upsampler"], values["transformer"])
+        return read_model(values["model"], parts), ()
     name = values["generation"]
     if name not in GENERATIONS:
         raise SettingsError(f"there is no generation {name!r}; choose one of {', '.join(GENERATIONS)}")

@@ -291,14 +291,20 @@ def load_upsampler(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         WeightsError: the file is something else, or does not fit its own configuration.
     """
+    blueprint = read_upsampler_blueprint(path)
+    with open_weights(path) as file:
+        return _built(blueprint, {key: file.get_tensor(key).to(dtype) for key in list(file.keys())}, path.name)
+
+
+def read_upsampler_blueprint(path: Path) -> Blueprint:
+    """What the spatial upscaler in its official file is, without its weights (WeightsError if it is something else)."""
     with open_weights(path) as file:
         keys, metadata = list(file.keys()), file.metadata() or {}
-        if "initial_conv.weight" not in keys or "config" not in metadata:
-            raise WeightsError(f"{path} is no latent upscaler of LTX-2; give the file that its model is published with")
-        official = json.loads(metadata["config"])
-        config = {theirs: official.get(name, default) for name, (theirs, default) in _UPSAMPLER.items()}
-        blueprint = Blueprint("latent_upsampler", "LTX2LatentUpsamplerModel", config)
-        return _built(blueprint, {key: file.get_tensor(key).to(dtype) for key in keys}, path.name)
+    if "initial_conv.weight" not in keys or "config" not in metadata:
+        raise WeightsError(f"{path} is no latent upscaler of LTX-2; give the file that its model is published with")
+    official = json.loads(metadata["config"])
+    config = {theirs: official.get(name, default) for name, (theirs, default) in _UPSAMPLER.items()}
+    return Blueprint("latent_upsampler", "LTX2LatentUpsamplerModel", config)
 
 
 def write_upsampler(path: Path, upsampler: Any) -> None:

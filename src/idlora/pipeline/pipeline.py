@@ -218,7 +218,7 @@ class IDLoraPipeline:
             InputError: a size is off the model's grid, or an input cannot be used.
         """
         settings = _common(requests)
-        self._check(settings)
+        self.check(settings)
         meter = Meter(self.device)
         batch = [read_inputs(request, self.card.vocabulary) for request in requests]
         _refuse_mixed(batch, settings)
@@ -249,8 +249,8 @@ class IDLoraPipeline:
         inputs = read_inputs(request, self.card.vocabulary)
         return {**self._provenance(inputs), "settings": settings_to_json(request.settings)}
 
-    def _check(self, settings: Settings) -> None:
-        """Refuse before any work what these weights cannot do."""
+    def check(self, settings: Settings) -> None:
+        """Refuse before any work what these weights cannot do (InputError for a size, else SettingsError)."""
         check_size(settings, self.codecs)
         if settings.refine.sigmas and UPSAMPLER not in self.components.names:
             raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")

@@ -169,6 +169,7 @@ def demand_of(
     pipe = IDLoraPipeline(Components(**made, tokenizer=_NoTokenizer()), device=META)
     with META:  # where PEFT makes its branches
         _adapt(pipe, settings, identity_rank or IDENTITY_RANK)
+    pipe.check(settings)
     short = _short(settings, num_blocks)
     working = _simulated(pipe, short, max_text_tokens)
     tiled = working.pop(_TILED)

@@ -21,7 +21,12 @@ from idlora.files import sha256_of
 from idlora.networks.adapter import read_adapter
 from idlora.networks.generations import Generation, generation_of
 from idlora.networks.published import Blueprint
-from idlora.networks.single_file import load_single_component, load_upsampler, read_single_blueprints
+from idlora.networks.single_file import (
+    load_single_component,
+    load_upsampler,
+    read_single_blueprints,
+    read_upsampler_blueprint,
+)
 from idlora.pipeline.card import ModelCard, read_card
 from idlora.pipeline.components import (
     INDEX_NAME,
@@ -138,6 +143,8 @@ def read_model(name: str | os.PathLike[str], parts: Parts) -> Outline:
             found = read_blueprints(path, parts.transformer)
             if parts.text_encoder is not None:
                 found["text_encoder"] = _gemma_blueprint(Path(parts.text_encoder))
+        if parts.upsampler is not None:
+            found[UPSAMPLER] = _upsampler_blueprint(Path(parts.upsampler))
         generation = generation_of(found["transformer"].full_config())
         card = read_card(path, generation, distilled=is_distilled(generation, parts))
         ranks = read_adapter(path / card.adapter).ranks if card.adapter else {}
@@ -188,6 +195,12 @@ def _gemma_blueprint(folder: Path) -> Blueprint:
         message = f"{folder} is no folder of a text encoder as transformers saves it ({error!r}); give Gemma's"
         raise WeightsError(message) from error
     return read_blueprint(folder, "text_encoder", kind)
+
+
+def _upsampler_blueprint(path: Path) -> Blueprint:
+    return (
+        read_blueprint(path, UPSAMPLER, "LTX2LatentUpsamplerModel") if path.is_dir() else read_upsampler_blueprint(path)
+    )
 
 
 def _load_upsampler(path: Path, dtype: torch.dtype) -> Any:
