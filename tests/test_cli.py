@@ -34,7 +34,7 @@ OPTIONS = """
 --stg-scale --stg-blocks --stg-interval --modality-scale --modality-interval --rescale
 --reference-mask/--no-reference-mask --position-rounding --official-noise/--own-noise --voice-seconds --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
---refine-strength --style --device --dtype --placement --storage --tiled/--not-tiled
+--refine-strength --style --device --dtype --text-cache --placement --storage --tiled/--not-tiled
 """.split()
 
 

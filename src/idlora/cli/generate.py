@@ -16,7 +16,7 @@ from idlora.errors import InputError, OutputError, SettingsError
 if TYPE_CHECKING:
     from idlora.core.samplers import Callback, Step
     from idlora.networks.generations import Generation
-    from idlora.pipeline import IDLoraPipeline, Keyframe, Parts, Placement, Settings
+    from idlora.pipeline import IDLoraPipeline, Keyframe, Parts, Placement, Settings, TextCache
     from idlora.pipeline.plan import Demand
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -94,11 +94,22 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
         parts=parts,
         placement=fitted_placement(values, parts, device),
     )
+    pipe.text_cache = text_cache_of(values["text_cache"])
     if values["distilled"] is not None:
         pipe.add_adapter("distilled", values["distilled"])
     for number, style in enumerate(values["style"] or (), 1):
         pipe.add_adapter(f"style {number}", *style_of(style))
     return pipe
+
+
+def text_cache_of(name: str) -> TextCache | None:
+    """The cache that --text-cache names: the user's own (`auto`), none (`off`), or a folder."""
+    from idlora.pipeline import TextCache
+    from idlora.pipeline.texts import default_cache_folder
+
+    if name == "off":
+        return None
+    return TextCache(default_cache_folder() if name == "auto" else Path(name))
 
 
 def fitted_placement(values: Mapping[str, Any], parts: Parts, device: str) -> Placement:

@@ -119,6 +119,7 @@ TABLE = (
     Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
     Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
+    Row("--text-cache", str, "Folder that keeps encoded prompts, auto or off.", MODEL, default="auto"),
     *PLACEMENT,
 )
 # What decides how much memory a clip takes.

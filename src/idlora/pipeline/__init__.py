@@ -10,6 +10,7 @@ from idlora.pipeline.placement import Placement
 from idlora.pipeline.presets import PRESETS, preset_settings
 from idlora.pipeline.settings import Refinement, Settings, read_settings, settings_from_json, settings_to_json
 from idlora.pipeline.sources import Parts
+from idlora.pipeline.texts import TextCache
 
 __all__ = [
     "PRESETS",
@@ -23,6 +24,7 @@ __all__ = [
     "Request",
     "Result",
     "Settings",
+    "TextCache",
     "preset_settings",
     "read_settings",
     "settings_from_json",

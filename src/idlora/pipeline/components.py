@@ -35,11 +35,13 @@ class Source:
         blueprint: what it is.
         load: reads its weights.
         dtype: of these.
+        files: that it is read from.
     """
 
     blueprint: Blueprint
     load: Callable[[], Any]
     dtype: torch.dtype
+    files: tuple[Path, ...] = ()
 
 
 class Components:
@@ -117,6 +119,14 @@ class Components:
         """What a network that is not loaded will be."""
         return None if name in self._loaded else self._sources[name].blueprint
 
+    def stamp(self, name: str) -> str:
+        """Tells a network and its dtype from others by its files' names, sizes and times; empty if it has no files."""
+        source = self._sources.get(name)
+        if source is None or not source.files:
+            return ""
+        states = [(str(path.resolve()), path.stat()) for path in source.files]
+        return repr((source.dtype, [(path, state.st_size, state.st_mtime_ns) for path, state in states]))
+
     def release(self, name: str) -> None:
         """Let a network go if it can be loaded again."""
         if name in self._sources:
@@ -164,7 +174,8 @@ def load_components(folder: Path, dtype: torch.dtype = torch.float32, transforme
 def component_source(folder: Path, name: str, kind: str, dtype: torch.dtype) -> Source:
     """One component in its own folder (WeightsError if there is none)."""
     blueprint = read_blueprint(folder, name, kind)
-    return Source(blueprint, lambda: load_component(folder, name, kind, dtype), dtype)
+    files = (folder / "config.json", *sorted(folder.glob("*.safetensors")))
+    return Source(blueprint, lambda: load_component(folder, name, kind, dtype), dtype, files)
 
 
 def read_blueprint(folder: Path, name: str, kind: str) -> Blueprint:

@@ -23,9 +23,10 @@ from idlora.core.state import AVState, LatentState, Masking
 from idlora.errors import InputError, WeightsError
 from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
-from idlora.networks.joint import JointModel, TextContext
+from idlora.networks.joint import JointModel
 from idlora.pipeline.inputs import Inputs
 from idlora.pipeline.settings import Settings
+from idlora.pipeline.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,6 @@ class Codecs:
     def audio_channels(self) -> int:
         """Channels of an audio token: latent channels x mel bins of the latent."""
         return len(self.audio.statistics()[0])
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Encoded prompts of a batch; `negative` may be None if text guidance is neutral."""
-
-    positive: TextContext
-    negative: TextContext | None
 
 
 def prepare(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device: torch.device) -> AVState:
@@ -129,18 +122,23 @@ def reference_tokens(inputs: Inputs, codecs: Codecs, device: torch.device) -> Te
 
 def with_references(target: LatentState, references: Sequence[Tensor], rounding: Rounding = "none") -> LatentState:
     """The audio stream with one reference (T_b, C) in front of each sample; the shorter ones are padded in front."""
-    lengths = [len(reference) for reference in references]
-    longest = max(lengths)
+    longest = max(len(reference) for reference in references)
     if longest == 0:
         return target
+    tokens, positions, valid = pad_references(references, longest, rounding)
+    return attach_reference(target, tokens, positions, None if min(map(len, references)) == longest else valid)
+
+
+def pad_references(
+    references: Sequence[Tensor], longest: int, rounding: Rounding = "none"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """References (T_b, C) padded in front: tokens (B, T, C), positions (B, 1, T, 2) and valid (B, T), T = longest."""
+    lengths = [len(reference) for reference in references]
     tokens = torch.stack([_padded(reference, longest, 0) for reference in references])
     bounds = [reference_positions(length, rounding, device=tokens.device)[0] for length in lengths]
     positions = torch.stack([_padded(bound, longest, 1) for bound in bounds])
-    valid = None
-    if min(lengths) < longest:
-        rows = torch.arange(longest, device=tokens.device)
-        valid = rows >= longest - torch.tensor(lengths, device=tokens.device)[:, None]
-    return attach_reference(target, tokens, positions, valid)
+    rows = torch.arange(longest, device=tokens.device)
+    return tokens, positions, rows >= longest - torch.tensor(lengths, device=tokens.device)[:, None]
 
 
 def _padded(rows: Tensor, length: int, axis: int) -> Tensor:

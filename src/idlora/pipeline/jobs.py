@@ -134,6 +134,7 @@ def run_jobs(
         OutputError: a file cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
+    pipe.learn_prompts([job.request for job in jobs if job.request and not (out / f"{job.name}.mp4").is_file()])
     outcomes: list[Outcome] = []
     for outcome in _outcomes(pipe, jobs, out):
         outcomes.append(outcome)

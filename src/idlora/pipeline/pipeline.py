@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,21 +17,21 @@ from torch import Tensor
 from idlora.core.noise import generators_for
 from idlora.core.samplers import Callback
 from idlora.core.state import AVState
-from idlora.errors import SettingsError
+from idlora.data.prompt import Prompt, parse_prompt
+from idlora.errors import InputError, SettingsError
 from idlora.files import sha256_of
 from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import Generation, generation_of
-from idlora.networks.joint import JointModel, JointOptions, TextContext
+from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED, AdapterStack
-from idlora.networks.text import PromptEncoder, PromptTokens
+from idlora.networks.text import PromptTokens
 from idlora.pipeline.card import ModelCard, published_card, read_card, write_card
 from idlora.pipeline.components import UPSAMPLER, Components, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
     Sampling,
-    Texts,
     check_size,
     decode,
     denoise,
@@ -45,9 +45,10 @@ from idlora.pipeline.generation import (
 from idlora.pipeline.inputs import Inputs, Keyframe, Picture, Recording, Request, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import Result
-from idlora.pipeline.placement import STAGES, WHOLE, Placement, Residence, told_when_full
+from idlora.pipeline.placement import WHOLE, Placement, Residence
 from idlora.pipeline.settings import Options, Settings, settings_to_json, with_options
 from idlora.pipeline.sources import PACKAGED, Parts, digests_of, is_distilled, load_model, model_path
+from idlora.pipeline.texts import READERS, PromptReader, TextCache, Texts, joined
 
 _ADAPTER_NAME = "adapter.safetensors"
 
@@ -62,6 +63,10 @@ class IDLoraPipeline:
         device: where the networks run. Noise is always drawn on the CPU, so a seed means the same everywhere.
         placement: what of them is there, and when.
         origins: SHA-256 of the weights' files, for sidecars.
+
+    Attributes:
+        text_cache: where encoded prompts are kept, so that the text encoder is loaded for new ones only; None by
+            default. Networks that came from no file never use it.
 
     Raises:
         WeightsError: the adapter is one of another network.
@@ -82,6 +87,7 @@ class IDLoraPipeline:
         self.card = card or published_card(self.generation)
         self.tokens = PromptTokens(components.tokenizer, self.card.max_text_tokens)
         self.residence = Residence(components, placement, self.device)
+        self.text_cache: TextCache | None = None
         self.adapters = _stack_for(components)
         if adapter is not None:
             self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
@@ -126,8 +132,7 @@ class IDLoraPipeline:
             card = replace(card, adapter="" if file is None else file.name)
             origins = digests_of(path, file)
             if placement.where == "whole":  # all but what reads prompts, which may be known
-                readers = (*STAGES["text"], *STAGES["connect"])
-                components.load(name for name in components.names if name not in readers)
+                components.load(name for name in components.names if name not in READERS)
         return cls(components, card, weights, device=device, placement=placement, origins=origins)
 
     def add_adapter(self, name: str, file: str | os.PathLike[str], strength: float = 1.0) -> None:
@@ -224,7 +229,7 @@ class IDLoraPipeline:
         _refuse_mixed(batch, settings)
         texts = self.texts(batch, meter)
         state = self.latents(batch, texts, meter, callback)
-        with self._stage("decode", meter):
+        with self.residence.stage("decode", meter):
             media = decode(state, self.codecs, settings)
         return [
             Result(
@@ -261,53 +266,41 @@ class IDLoraPipeline:
                 "strength to 0 if the weights themselves are distilled"
             )
 
-    @contextmanager
-    def _stage(self, name: str, meter: Meter) -> Iterator[None]:
-        """The networks of a stage at work, and what they cost."""
-        if missing := self.components.missing(STAGES[name]):
-            with meter.verb("load"):
-                self.components.load(missing)
-        placement = self.residence.placement
-        with meter.verb(name), told_when_full(name, placement), self.residence.at_work(name):
-            yield
-
     def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
         """The encoded prompts of a batch; negative ones only if its guidance wants them."""
-        prompts = [[inputs.prompt.text() for inputs in batch]]
-        if any(batch[0].settings.guidance.text.weights()):
-            prompts.append([inputs.settings.negative_prompt for inputs in batch])
-        positive, *negative = self.contexts([self.tokens.tokens(texts) for texts in prompts], meter)
-        return Texts(positive, next(iter(negative), None))
+        positive, negative = zip(*(_prompts(inputs.prompt, inputs.settings) for inputs in batch), strict=True)
+        texts = [text for text in (*positive, *negative) if text is not None]
+        contexts = self.reader.contexts([self.tokens.tokens([text]) for text in texts], meter)
+        size = len(batch)
+        return Texts(joined(contexts[:size]), joined(contexts[size:]) if contexts[size:] else None)
 
-    def contexts(self, tokens: Sequence[tuple[Tensor, Tensor]], meter: Meter) -> list[TextContext]:
-        """Text contexts of pairs of token ids and mask, (B, S) each."""
-        parts = self.components
-        with self._stage("text", meter):
-            encoder = PromptEncoder(parts.tokenizer, parts.text_encoder, None, self.tokens.max_length)
-            features = [encoder.hidden_states(*pair) for pair in tokens]
-        del encoder
-        self.residence.release("text_encoder")
-        with self._stage("connect", meter):
-            encoder = PromptEncoder(parts.tokenizer, None, parts.connectors, self.tokens.max_length)
-            found = [encoder.connected(each, mask) for each, (_, mask) in zip(features, tokens, strict=True)]
-        del encoder
-        self.residence.release("connectors")
-        return found
+    @torch.no_grad()
+    def learn_prompts(self, requests: Sequence[Request]) -> None:
+        """Read the prompts of clips that will be asked for into the text cache, if there is one: one load for all.
+
+        Those that cannot be used are passed over; asking for their clips tells why.
+        """
+        texts: dict[str, None] = {}
+        for request in requests:
+            with suppress(InputError):
+                found = _prompts(parse_prompt(request.prompt), request.settings)
+                texts |= dict.fromkeys(text for text in found if text is not None)
+        self.reader.learn([self.tokens.tokens([text]) for text in texts], Meter(self.device))
 
     def latents(self, batch: Sequence[Inputs], texts: Texts, meter: Meter, callback: Callback | None = None) -> AVState:
         """The clean tokens of a batch, by one stage or two."""
         plans = stages(batch[0].settings)
         generators = generators_for([inputs.settings.seed for inputs in batch])
-        with self._stage("prepare", meter):
+        with self.residence.stage("prepare", meter):
             state = prepare(batch, plans[0], self.codecs, self.device)
-        with self._stage("denoise", meter):
+        with self.residence.stage("denoise", meter):
             state = noise(state, generators, official=plans[0].official_noise)
             state = self._denoised(state, texts, plans[0], Sampling(self._sigmas(plans[0]), generators, callback))
         if len(plans) == 1:
             return state
-        with self._stage("upscale", meter):
+        with self.residence.stage("upscale", meter):
             state = upscale(state, batch, plans, self.codecs, self.components.latent_upsampler)
-        with self._stage("refine", meter):
+        with self.residence.stage("refine", meter):
             sigmas = self._sigmas(plans[1])
             state = renoise(state, float(sigmas[0]), generators)
             return self._denoised(state, texts, plans[1], Sampling(sigmas, generators, callback))
@@ -320,6 +313,11 @@ class IDLoraPipeline:
         strengths = {DISTILLED: settings.distilled} | ({IDENTITY: 0.0} if state.audio.frozen else {})
         with self.adapters.at(strengths):
             return denoise(self._model(settings), state, texts, settings, sampling)
+
+    @property
+    def reader(self) -> PromptReader:
+        """What turns prompts into text contexts."""
+        return PromptReader(self.components, self.residence, self.tokens, self.device, self.text_cache)
 
     @property
     def generation(self) -> Generation:
@@ -377,6 +375,12 @@ def _stack_for(components: Components) -> AdapterStack:
     stack = AdapterStack(None, cache(waits.on_meta))
     components.on_arrival(lambda name, network: stack.attach(network) if name == "transformer" else None)
     return stack
+
+
+def _prompts(prompt: Prompt, settings: Settings) -> tuple[str, str | None]:
+    """What a clip attends to: its prompt, and the negative one if its guidance wants it."""
+    wanted = any(settings.guidance.text.weights())
+    return prompt.text(), settings.negative_prompt if wanted else None
 
 
 def _common(requests: Sequence[Request]) -> Settings:

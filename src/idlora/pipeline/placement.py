@@ -16,6 +16,7 @@ from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.networks.footprint import tensors_of
 from idlora.networks.streaming import BlockStream, Guest
 from idlora.pipeline.components import UPSAMPLER, Components
+from idlora.pipeline.meter import Meter
 
 Where = Literal["whole", "offload", "stream"]
 Storage = Literal["full", "fp8"]
@@ -149,8 +150,20 @@ class Residence:
                 network.to(self._device)
 
     @contextmanager
-    def at_work(self, stage: str) -> Iterator[None]:
-        """The networks of a stage are on the device inside this context."""
+    def stage(self, name: str, meter: Meter) -> Iterator[None]:
+        """The networks of a stage at work, and what they cost.
+
+        Raises:
+            DeviceMemoryError: they do not fit the device.
+        """
+        if missing := self._components.missing(STAGES[name]):
+            with meter.verb("load"):
+                self._components.load(missing)
+        with meter.verb(name), told_when_full(name, self.placement), self._at_work(name):
+            yield
+
+    @contextmanager
+    def _at_work(self, stage: str) -> Iterator[None]:
         with ExitStack() as stack:
             for name in STAGES[stage]:
                 network = self._components.get(name)

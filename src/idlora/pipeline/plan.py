@@ -27,12 +27,13 @@ from idlora.networks.footprint import Footprint, weight_bytes
 from idlora.networks.published import Blueprint
 from idlora.networks.stack import DISTILLED
 from idlora.pipeline.components import Components
-from idlora.pipeline.generation import Texts, decoded, stages
+from idlora.pipeline.generation import decoded, stages
 from idlora.pipeline.inputs import Request, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.placement import STAGES, STREAMED, Placement, Storage, Where, blocks_of
 from idlora.pipeline.settings import Settings
+from idlora.pipeline.texts import Texts
 
 IDENTITY_RANK, DISTILLED_RANK = 128, 384  # as published
 HEADROOM = 0.06  # of a device's memory: its context, what kernels take for themselves, gaps between tensors
@@ -203,13 +204,11 @@ class FootprintMeter(Meter):
 def _simulated(pipe: IDLoraPipeline, settings: Settings, max_text_tokens: int) -> dict[str, int]:
     """Bytes of all but the weights at the peak of every stage."""
     inputs = read_inputs(Request("[VISUAL] a face [SPEECH] word", settings, _picture(), _voice(settings)))
-    ids = torch.zeros(1, max_text_tokens, dtype=torch.long)
+    texts = [torch.full((1, max_text_tokens), each) for each in range(1 + any(settings.guidance.text.weights()))]
     with Footprint(pipe.components.modules().values()) as footprint:
         meter = FootprintMeter(footprint)
-        texts = pipe.contexts(
-            [(ids, torch.ones_like(ids))] * (2 if any(settings.guidance.text.weights()) else 1), meter
-        )
-        state = pipe.latents([inputs], Texts(texts[0], texts[-1]), meter)
+        contexts = pipe.reader.contexts([(ids, torch.ones_like(ids)) for ids in texts], meter)
+        state = pipe.latents([inputs], Texts(contexts[0], contexts[-1]), meter)
         with meter.verb("decode"):
             decoded(state, pipe.codecs, settings)
         pipe.components.vae.enable_tiling()

@@ -169,7 +169,7 @@ def _load_single(path: Path, dtype: torch.dtype, parts: Parts) -> Components:
         raise WeightsError(f"{path.name}: an official single file has one transformer; leave {parts.transformer} out")
     encoder, tokenizer = _gemma(_encoder_of(path, parts), dtype)
     networks = {
-        name: Source(blueprint, partial(load_single_component, path, blueprint, dtype), dtype)
+        name: Source(blueprint, partial(load_single_component, path, blueprint, dtype), dtype, (path,))
         for name, blueprint in read_single_blueprints(path).items()
     }
     return Components(**networks, text_encoder=encoder, tokenizer=tokenizer)
