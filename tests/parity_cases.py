@@ -289,8 +289,8 @@ def trajectory_guidance(meta: Mapping[str, Any]) -> Guidance:
     return Guidance(
         TextGuidance(float(meta["video_guidance_scale"]), float(meta["audio_guidance_scale"])),
         IdentityGuidance(float(meta["identity_guidance_scale"])),
-        STGuidance(float(meta["stg_scale"]), stg_blocks(meta)),
-        ModalityGuidance(float(meta["bimodal_scale"])),
+        STGuidance(float(meta["stg_scale"]), float(meta["stg_scale"]), stg_blocks(meta)),
+        ModalityGuidance(float(meta["bimodal_scale"]), float(meta["bimodal_scale"])),
     )
 
 

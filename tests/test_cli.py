@@ -31,7 +31,8 @@ OPTIONS = """
 --prompt --jobs --image --keyframe --voice --negative-prompt --preset --settings --out --frames --height --width --fps
 --steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
 --text-star/--no-text-star --text-interval --identity-scale --identity-base/--no-identity-base --identity-interval
---stg-scale --stg-blocks --stg-interval --modality-scale --modality-interval --rescale
+--stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --modality-video-scale --modality-audio-scale
+--modality-interval --rescale-video --rescale-audio
 --reference-mask/--no-reference-mask --position-rounding --official-noise/--own-noise --voice-seconds --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
 --refine-strength --style --device --dtype --text-cache --placement --storage --tiled/--not-tiled
@@ -75,7 +76,8 @@ EXAMPLES = {
     "height": 96,
     "width": 128,
     "guidance.stg.blocks": "0, 1",
-    "guidance.rescale": 0.5,
+    "guidance.rescale.video": 0.5,
+    "guidance.rescale.audio": 0.5,
     "sigmas": "1, 0.5, 0",
     "refine.sigmas": "0.7,0.3, 0",
 }
@@ -216,7 +218,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "scale that is no number": (["--identity-scale", "nan"], "finite number"),
     "interval the wrong way": (["--text-interval", "0.8", "0.2"], "interval"),
     "block that is no number": (["--stg-blocks", "a"], "whole number"),
-    "block that is not there": (["--stg-scale", "1", "--stg-blocks", "7"], "7"),
+    "block that is not there": (["--stg-video-scale", "1", "--stg-blocks", "7"], "7"),
     "unknown sampler": (["--sampler", "heun"], "euler, res2s"),
     "unknown setting": (["--settings", "unknown.json"], "did you mean 'num_frames'"),
     "broken settings": (["--settings", "junk.mp3"], "junk.mp3"),

@@ -2,6 +2,7 @@
 """Laws of guidance: neutral terms cost nothing and change nothing, and the sum is the written formula."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from idlora.core.guidance import (
     IdentityGuidance,
     ModalityGuidance,
     Pass,
+    Rescale,
     STGuidance,
     Term,
     TextGuidance,
@@ -71,8 +73,8 @@ def test_identity_touches_the_audio_target_alone() -> None:
         ({"text": TextGuidance(1.0, 2.0)}, Pass("negative", negative_text=True)),
         ({"identity": IdentityGuidance(1.0)}, Pass("no_reference", reference=False)),
         ({"identity": IdentityGuidance(1.0, adapter_off=True)}, Pass("no_reference", reference=False, adapter=False)),
-        ({"stg": STGuidance(1.0, (2, 3))}, Pass("perturbed", perturbed_blocks=(2, 3))),
-        ({"modality": ModalityGuidance(0.0)}, Pass("isolated", isolated=True)),
+        ({"stg": STGuidance(1.0, 0.0, (2, 3))}, Pass("perturbed", perturbed_blocks=(2, 3))),
+        ({"modality": ModalityGuidance(1.0, 0.0)}, Pass("isolated", isolated=True)),
     ],
 )
 def test_each_term_asks_for_its_pass(change: dict[str, Term], wanted: Pass) -> None:
@@ -85,8 +87,26 @@ def test_without_a_reference_there_is_no_identity_pass() -> None:
     assert names == ["positive", "negative", "perturbed", "isolated"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ({"stg": STGuidance(2.0, 0.0)}, {"stg": STGuidance(0.0, 2.0)}),
+        ({"modality": ModalityGuidance(2.0, 1.0)}, {"modality": ModalityGuidance(1.0, 2.0)}),
+        ({"rescale": Rescale(0.5, 0.0)}, {"rescale": Rescale(0.0, 0.5)}),
+    ],
+)
+def test_each_stream_has_its_own_scale(changes: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    made, guidance = predictions(), replace(NEUTRAL, text=TextGuidance(3.0, 3.0))
+    plain = guide(guidance, made, 0.5)
+    of_video, of_audio = (guide(replace(guidance, **change), made, 0.5) for change in changes)
+    assert torch.allclose(of_video.audio, plain.audio)
+    assert not torch.allclose(of_video.video, plain.video)
+    assert torch.allclose(of_audio.video, plain.video)
+    assert not torch.allclose(of_audio.audio[:, NUM_REFERENCE:], plain.audio[:, NUM_REFERENCE:])
+
+
 def test_stg_without_blocks_is_neutral() -> None:
-    assert not STGuidance(1.0, ()).active(0.5)
+    assert not STGuidance(1.0, 1.0, ()).active(0.5)
 
 
 @pytest.mark.parametrize(("sigma", "active"), [(0.1, False), (0.2, True), (0.6, True), (0.7, False)])
@@ -97,7 +117,7 @@ def test_a_term_acts_inside_its_interval(sigma: float, active: bool) -> None:
 
 def test_full_rescale_restores_the_spread_of_each_sample() -> None:
     made = predictions()
-    guided = guide(Guidance(rescale=1.0), made, 0.5)
+    guided = guide(Guidance(rescale=Rescale(1.0, 1.0)), made, 0.5)
     torch.testing.assert_close(guided.video.flatten(1).std(1), made["positive"].video.flatten(1).std(1))
     targets = [x0.audio[:, NUM_REFERENCE:].flatten(1).std(1) for x0 in (guided, made["positive"])]
     torch.testing.assert_close(*targets)
@@ -117,4 +137,4 @@ def test_a_wrong_interval_is_refused(interval: tuple[float, float]) -> None:
 
 def test_a_wrong_rescale_is_refused() -> None:
     with pytest.raises(SettingsError, match="rescale"):
-        Guidance(rescale=1.5)
+        Rescale(0.0, 1.5)

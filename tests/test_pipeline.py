@@ -12,7 +12,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from PIL import Image
 
-from idlora.core.guidance import Guidance, IdentityGuidance, STGuidance
+from idlora.core.guidance import Guidance, IdentityGuidance, Rescale, STGuidance
 from idlora.core.noise import generators_for
 from idlora.core.reference import attach_reference, detach_reference
 from idlora.core.samplers import Step
@@ -182,7 +182,7 @@ def test_the_length_of_the_reference_changes_the_noise_of_the_target_only_where_
     assert torch.equal(*targets) is not official
 
 
-@pytest.mark.parametrize("guidance", [GUIDANCE, replace(GUIDANCE, rescale=0.7)])
+@pytest.mark.parametrize("guidance", [GUIDANCE, replace(GUIDANCE, rescale=Rescale(0.7, 0.7))])
 def test_a_batch_equals_its_members(guidance: Guidance) -> None:
     requests = [
         Request(PROMPT, settings(seed=1, guidance=guidance), PICTURE, voice(0.6)),
@@ -289,7 +289,7 @@ def test_a_callback_sees_every_step_and_can_cancel() -> None:
         ({"height": 70}, InputError, "use 64"),
         ({"num_frames": 8}, InputError, "use 1 or 9"),
         ({"num_inference_steps": 0}, SettingsError, "at least 1"),
-        ({"guidance": replace(GUIDANCE, stg=STGuidance(1.0, blocks=(7,)))}, SettingsError, "7"),
+        ({"guidance": replace(GUIDANCE, stg=STGuidance(blocks=(7,)))}, SettingsError, "7"),
     ],
 )
 def test_what_cannot_be_used_is_refused(given: dict[str, Any], kind: type[Exception], message: str) -> None:

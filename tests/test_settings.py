@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
+from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, Rescale, STGuidance, TextGuidance
 from idlora.errors import IDLoraError, InputError, SettingsError, WeightsError
 from idlora.networks.generations import GENERATIONS
 from idlora.pipeline import Settings, read_settings, settings_from_json, settings_to_json
@@ -31,9 +31,9 @@ guidances = st.builds(
     Guidance,
     terms(TextGuidance, video=finite, audio=finite, star=st.booleans()),
     terms(IdentityGuidance, scale=finite, adapter_off=st.booleans()),
-    terms(STGuidance, scale=finite, blocks=st.lists(st.integers(0, 47), max_size=3).map(tuple)),
-    terms(ModalityGuidance, scale=finite),
-    share,
+    terms(STGuidance, video=finite, audio=finite, blocks=st.lists(st.integers(0, 47), max_size=3).map(tuple)),
+    terms(ModalityGuidance, video=finite, audio=finite),
+    st.builds(Rescale, share, share),
 )
 any_settings = st.builds(
     Settings,
@@ -81,7 +81,7 @@ def test_what_a_file_leaves_out_comes_from_the_base(first: Settings, second: Set
         ({"seed": True}, "whole number"),
         ({"num_frames": 9.0}, "whole number"),
         ({"frame_rate": "25"}, "finite number"),
-        ({"guidance": {"rescale": float("nan")}}, "finite number"),
+        ({"guidance": {"rescale": {"video": float("nan")}}}, "finite number"),
         ({"guidance": {"stg": {"blocks": 29}}}, "a list is needed"),
         ({"guidance": {"stg": {"blocks": ["a"]}}}, "whole number"),
         ({"guidance": 3}, "an object of named values"),
@@ -178,8 +178,8 @@ def test_presets_differ_as_their_table_says() -> None:
             made["one-stage"], seed=settings.seed
         )
     one, official = made["one-stage"], made["official"]
-    assert (one.num_inference_steps, one.guidance.rescale, one.rounding) == (30, 0.7, "none")
-    assert (official.guidance.rescale, official.rounding, official.seed) == (0.0, "bf16-inference", 42)
+    assert (one.num_inference_steps, one.guidance.rescale, one.rounding) == (30, Rescale(0.7, 0.7), "none")
+    assert (official.guidance.rescale, official.rounding, official.seed) == (Rescale(), "bf16-inference", 42)
     assert made["two-stage"] == replace(one, refine=Refinement((0.909375, 0.725, 0.421875, 0.0), 0.8))
     hq = made["hq"]
     assert (hq.sampler, hq.num_inference_steps, hq.shift, hq.distilled) == ("res2s", 15, "by-size", 0.25)

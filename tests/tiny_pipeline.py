@@ -23,7 +23,9 @@ TEXT_DIM, TEXT_LAYERS, MAX_TOKENS, REGISTERS = 16, 2, 24, 8
 VIDEO_CHANNELS, VIDEO_DIM, AUDIO_DIM, HEADS = 16, 32, 16, 2
 
 # The passes that the miniature's defaults need: positive, negative text, no reference.
-GUIDANCE = Guidance(TextGuidance(3.0, 3.0), IdentityGuidance(1.0), STGuidance(0.0, blocks=(1,)), ModalityGuidance(1.0))
+GUIDANCE = Guidance(
+    TextGuidance(3.0, 3.0), IdentityGuidance(1.0), STGuidance(0.0, 0.0, blocks=(1,)), ModalityGuidance(1.0, 1.0)
+)
 SETTINGS = Settings(num_frames=9, height=64, width=96, num_inference_steps=2, guidance=GUIDANCE)
 CARD = ModelCard(name="tiny", max_text_tokens=MAX_TOKENS, vocabulary=("river", "garden", "coffee"), defaults=SETTINGS)
 

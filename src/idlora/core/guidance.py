@@ -134,12 +134,13 @@ class IdentityGuidance(Term):
 class STGuidance(Term):
     """Spatio-temporal guidance (Hyung et al. 2024): scale (positive - perturbed self-attention); 0 is neutral."""
 
-    scale: float = 1.0
+    video: float = 1.0
+    audio: float = 1.0
     blocks: tuple[int, ...] = (29,)
 
     def weights(self) -> tuple[float, float]:
-        """The scale as it is, for both streams."""
-        return (self.scale, self.scale) if self.blocks else (0.0, 0.0)
+        """The scales as they are."""
+        return (self.video, self.audio) if self.blocks else (0.0, 0.0)
 
     def other_pass(self) -> Pass:
         """Self-attention of the chosen blocks perturbed."""
@@ -150,11 +151,12 @@ class STGuidance(Term):
 class ModalityGuidance(Term):
     """Modality guidance (LTX-2): (scale - 1) (positive - streams isolated from each other); 1 is neutral."""
 
-    scale: float = 3.0
+    video: float = 3.0
+    audio: float = 3.0
 
     def weights(self) -> tuple[float, float]:
-        """The scale less one, for both streams."""
-        return self.scale - 1, self.scale - 1
+        """The scales less one, since the positive prediction itself counts once."""
+        return self.video - 1, self.audio - 1
 
     def other_pass(self) -> Pass:
         """No attention between video and audio."""
@@ -162,24 +164,31 @@ class ModalityGuidance(Term):
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """All terms of one generation; the defaults are the official ones of LTX-2.0.
-
-    `rescale` in [0, 1] pulls the spread of the guided prediction back to that of the positive one (Lin et al. 2023).
+class Rescale:
+    """How far the spread of the guided prediction is pulled back to that of the positive one (Lin et al. 2023).
 
     Raises:
-        SettingsError: rescale outside [0, 1].
+        SettingsError: a share outside [0, 1].
     """
+
+    video: float = 0.0
+    audio: float = 0.0
+
+    def __post_init__(self) -> None:
+        for stream, share in (("video", self.video), ("audio", self.audio)):
+            if not 0 <= share <= 1:
+                raise SettingsError(f"rescale of the {stream} {share}: it must lie in [0, 1]; 0 is off, 0.7 is usual")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """All terms of one generation; the defaults are the official ones of LTX-2.0."""
 
     text: TextGuidance = TextGuidance()
     identity: IdentityGuidance = IdentityGuidance()
     stg: STGuidance = STGuidance()
     modality: ModalityGuidance = ModalityGuidance()
-    rescale: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rescale <= 1:
-            raise SettingsError(f"rescale {self.rescale}: it must lie in [0, 1]; 0 is off, 0.7 is usual")
+    rescale: Rescale = Rescale()
 
     def active_terms(self, sigma: float, num_reference: int) -> list[Term]:
         """Terms that change anything here, in the official order.
@@ -196,7 +205,7 @@ class Guidance:
         return [Pass(POSITIVE), *others]
 
 
-NEUTRAL = Guidance(TextGuidance(1.0, 1.0), IdentityGuidance(0.0), STGuidance(0.0), ModalityGuidance(1.0))
+NEUTRAL = Guidance(TextGuidance(1.0, 1.0), IdentityGuidance(0.0), STGuidance(0.0, 0.0), ModalityGuidance(1.0, 1.0))
 
 
 def guide(guidance: Guidance, predictions: Mapping[str, X0], sigma: float) -> X0:
@@ -218,8 +227,8 @@ def guide(guidance: Guidance, predictions: Mapping[str, X0], sigma: float) -> X0
     video = positive.video + reduce(add, [delta.video for delta in deltas])
     audio = positive.audio + reduce(add, [delta.audio for delta in deltas])
     return X0(
-        _rescaled(video, positive.video, guidance.rescale),
-        _rescaled(audio, positive.audio, guidance.rescale, positive.num_reference),
+        _rescaled(video, positive.video, guidance.rescale.video),
+        _rescaled(audio, positive.audio, guidance.rescale.audio, positive.num_reference),
         positive.num_reference,
     )
 

@@ -229,7 +229,7 @@ def _voice(settings: Settings) -> Voice:
 def _short(settings: Settings, num_blocks: int) -> Settings:
     """Two steps in each stage, in the few blocks that there are: the second step finds what the first one left."""
     stg = settings.guidance.stg
-    if any(block >= num_blocks for block in stg.blocks) and stg.scale:
+    if any(block >= num_blocks for block in stg.blocks) and any(stg.weights()):
         raise SettingsError(f"STG block {max(stg.blocks)} does not exist: this model has blocks 0 to {num_blocks - 1}")
     guidance: Guidance = replace(settings.guidance, stg=replace(stg, blocks=(0,) if stg.blocks else ()))
     short = replace(settings, guidance=guidance, sigmas=_TWO_STEPS)

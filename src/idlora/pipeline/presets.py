@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
+from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, Rescale, STGuidance, TextGuidance
 from idlora.errors import SettingsError
 from idlora.networks.generations import Generation
 from idlora.pipeline.settings import Refinement, Settings
@@ -15,13 +15,13 @@ from idlora.pipeline.settings import Refinement, Settings
 # Levels that the distilled models were trained at (Lightricks' `DISTILLED_SIGMA_VALUES` and the stage-2 part of them).
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 REFINE_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
-RESCALE = 0.7
+RESCALE = Rescale(0.7, 0.7)
 OFFICIAL_SEED = 42
 
 
 def _guided(generation: Generation) -> Guidance:
-    stg = STGuidance(1.0, blocks=(generation.stg_block,))
-    return Guidance(TextGuidance(3.0, 7.0), IdentityGuidance(3.0), stg, ModalityGuidance(3.0), RESCALE)
+    stg = STGuidance(blocks=(generation.stg_block,))
+    return Guidance(TextGuidance(3.0, 7.0), IdentityGuidance(3.0), stg, ModalityGuidance(3.0, 3.0), RESCALE)
 
 
 def _one_stage(base: Settings, generation: Generation) -> Settings:
@@ -39,13 +39,15 @@ def _two_stage(base: Settings, generation: Generation) -> Settings:
 def _hq(base: Settings, generation: Generation) -> Settings:
     """15 res_2s steps at half the size, upscaled, then three more."""
     settings = replace(_one_stage(base, generation), sampler="res2s", num_inference_steps=15, shift="by-size")
-    guidance = replace(settings.guidance, text=TextGuidance(3.0, 7.0, star=True), stg=STGuidance(0.0), rescale=0.0)
+    guidance = replace(
+        settings.guidance, text=TextGuidance(3.0, 7.0, star=True), stg=STGuidance(0.0, 0.0), rescale=Rescale()
+    )
     return replace(settings, guidance=guidance, distilled=0.25, refine=Refinement(REFINE_SIGMAS, distilled=0.5))
 
 
 def _distilled(base: Settings, generation: Generation) -> Settings:
     """Eight steps without text guidance, by distilled weights or their adapter."""
-    guidance = Guidance(TextGuidance(1.0, 1.0), IdentityGuidance(1.0), STGuidance(0.0), ModalityGuidance(1.0))
+    guidance = Guidance(TextGuidance(1.0, 1.0), IdentityGuidance(1.0), STGuidance(0.0, 0.0), ModalityGuidance(1.0, 1.0))
     settings = replace(_one_stage(base, generation), guidance=guidance, distilled=1.0)
     return replace(settings, sigmas=DISTILLED_SIGMAS)
 

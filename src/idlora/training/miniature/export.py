@@ -36,8 +36,8 @@ def card() -> ModelCard:
             guidance=Guidance(
                 text=TextGuidance(video=1.0, audio=3.0),
                 identity=IdentityGuidance(scale=1.0),
-                stg=STGuidance(scale=0.0, blocks=(4,)),
-                modality=ModalityGuidance(scale=1.0),
+                stg=STGuidance(0.0, 0.0, blocks=(4,)),
+                modality=ModalityGuidance(1.0, 1.0),
             ),
             mask_reference_to_video=True,
         ),
