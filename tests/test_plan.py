@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tiny_pipeline
 from idlora.cli import main
 from idlora.cli.plan import parse_bytes
-from idlora.errors import SettingsError
+from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.networks.footprint import Footprint, weight_bytes
 from idlora.networks.published import all_sizes
 from idlora.networks.single_file import write_upsampler
@@ -41,6 +41,26 @@ def measured(pipe: IDLoraPipeline, settings: Settings) -> dict[str, int]:
         with meter.verb("decode"):
             decoded(state, pipe.codecs, settings)
     return dict(meter.peak_bytes)
+
+
+def test_a_device_that_is_full_tells_what_smaller_placements_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        monkeypatch.undo()  # the plan denoises as well
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = tiny_pipeline.real_components("2.3")
+    IDLoraPipeline(made, CARD, tiny_pipeline.adapter_for(made.transformer)).save_pretrained(tmp_path / "model")
+    outline = read_model(tmp_path / "model", Parts())
+    demand = demand_of(outline.blueprints, CLIP, torch.float32, CARD.max_text_tokens, outline.adapter_rank)
+    pipe = IDLoraPipeline.from_pretrained(tmp_path / "model")
+    monkeypatch.setattr("idlora.pipeline.pipeline.denoise", full)
+    with pytest.raises(DeviceMemoryError) as told:
+        pipe(PROMPT, image=PICTURE, voice=voice(5.0), settings=CLIP)
+    for placement in (Placement(), Placement("offload"), Placement("stream")):
+        assert f"{placement} {demand.peak_bytes(placement) / 1e9:.3g} GB" in str(told.value)
+    assert demand.peak_bytes(Placement("offload")) < demand.peak_bytes(Placement())
 
 
 @pytest.mark.parametrize("settings", [CLIP, TWO_STAGES], ids=["one stage", "two stages"])

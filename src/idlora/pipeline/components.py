@@ -119,6 +119,10 @@ class Components:
         """What a network that is not loaded will be."""
         return None if name in self._loaded else self._sources[name].blueprint
 
+    def blueprints(self) -> dict[str, Blueprint]:
+        """What the networks are that come from somewhere, loaded or not."""
+        return {name: source.blueprint for name, source in self._sources.items()}
+
     def stamp(self, name: str) -> str:
         """Tells a network and its dtype from others by its files' names, sizes and times; empty if it has no files."""
         source = self._sources.get(name)

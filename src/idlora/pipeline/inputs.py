@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +128,29 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
         notes=(*_prompt_notes(prompt, settings, voice, vocabulary), *_voice_notes(voice)),
         origins={kind: origin for kind, origin in origins.items() if origin},
     )
+
+
+def read_by_text(prompt: Prompt, settings: Settings) -> tuple[str, str | None]:
+    """What a clip attends to: its prompt, and the negative one if its guidance wants it."""
+    wanted = any(settings.guidance.text.weights())
+    return prompt.text(), settings.negative_prompt if wanted else None
+
+
+def common_settings(requests: Sequence[Request]) -> Settings:
+    """The settings that all requests of a batch share (SettingsError if they do not)."""
+    if not requests:
+        raise SettingsError("an empty batch of requests; give at least one")
+    plain = {repr(replace(request.settings, seed=0, negative_prompt="")) for request in requests}
+    if len(plain) > 1:
+        raise SettingsError("the requests of a batch may differ in seed and negative prompt alone; split the batch")
+    return requests[0].settings
+
+
+def refuse_mixed_voices(batch: Sequence[Inputs]) -> None:
+    """With the adapter off in its other pass, the identity term says something of clips without a voice as well."""
+    voices = [inputs.voice is not None for inputs in batch]
+    if batch[0].settings.guidance.identity.adapter_off and any(voices) and not all(voices):
+        raise SettingsError("identity guidance with the adapter off: give every request of a batch a voice, or none")
 
 
 def _pictures(request: Request) -> dict[int, tuple[Image.Image, float]]:

@@ -17,8 +17,8 @@ from torch import Tensor
 from idlora.core.noise import generators_for
 from idlora.core.samplers import Callback
 from idlora.core.state import AVState
-from idlora.data.prompt import Prompt, parse_prompt
-from idlora.errors import InputError, SettingsError
+from idlora.data.prompt import parse_prompt
+from idlora.errors import DeviceMemoryError, InputError, SettingsError
 from idlora.files import sha256_of
 from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import AudioCodec, VideoCodec
@@ -31,6 +31,7 @@ from idlora.pipeline.card import ModelCard, published_card, read_card, write_car
 from idlora.pipeline.components import UPSAMPLER, Components, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
+    Media,
     Sampling,
     check_size,
     decode,
@@ -42,7 +43,17 @@ from idlora.pipeline.generation import (
     stages,
     upscale,
 )
-from idlora.pipeline.inputs import Inputs, Keyframe, Picture, Recording, Request, read_inputs
+from idlora.pipeline.inputs import (
+    Inputs,
+    Keyframe,
+    Picture,
+    Recording,
+    Request,
+    common_settings,
+    read_by_text,
+    read_inputs,
+    refuse_mixed_voices,
+)
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import Result
 from idlora.pipeline.placement import WHOLE, Placement, Residence
@@ -221,16 +232,19 @@ class IDLoraPipeline:
         Raises:
             SettingsError: the requests' settings differ in more than seed and negative prompt.
             InputError: a size is off the model's grid, or an input cannot be used.
+            DeviceMemoryError: the device is too small for the placement; tells what others would take.
         """
-        settings = _common(requests)
+        settings = common_settings(requests)
         self.check(settings)
         meter = Meter(self.device)
         batch = [read_inputs(request, self.card.vocabulary) for request in requests]
-        _refuse_mixed(batch, settings)
-        texts = self.texts(batch, meter)
-        state = self.latents(batch, texts, meter, callback)
-        with self.residence.stage("decode", meter):
-            media = decode(state, self.codecs, settings)
+        refuse_mixed_voices(batch)
+        try:
+            media = self._media(batch, meter, callback)
+        except DeviceMemoryError as error:
+            from idlora.pipeline.plan import foretold  # the plan runs a pipeline itself
+
+            raise DeviceMemoryError(f"{error}{foretold(self, settings)}") from error
         return [
             Result(
                 video=video,
@@ -244,6 +258,12 @@ class IDLoraPipeline:
             )
             for video, audio, inputs in zip(media.video, media.audio, batch, strict=True)
         ]
+
+    def _media(self, batch: Sequence[Inputs], meter: Meter, callback: Callback | None) -> Media:
+        texts = self.texts(batch, meter)
+        state = self.latents(batch, texts, meter, callback)
+        with self.residence.stage("decode", meter):
+            return decode(state, self.codecs, batch[0].settings)
 
     def record(self, request: Request) -> dict[str, Any]:
         """What a clip's sidecar says of what it was made from: prompt, inputs, model and settings.
@@ -268,7 +288,7 @@ class IDLoraPipeline:
 
     def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
         """The encoded prompts of a batch; negative ones only if its guidance wants them."""
-        positive, negative = zip(*(_prompts(inputs.prompt, inputs.settings) for inputs in batch), strict=True)
+        positive, negative = zip(*(read_by_text(inputs.prompt, inputs.settings) for inputs in batch), strict=True)
         texts = [text for text in (*positive, *negative) if text is not None]
         contexts = self.reader.contexts([self.tokens.tokens([text]) for text in texts], meter)
         size = len(batch)
@@ -283,7 +303,7 @@ class IDLoraPipeline:
         texts: dict[str, None] = {}
         for request in requests:
             with suppress(InputError):
-                found = _prompts(parse_prompt(request.prompt), request.settings)
+                found = read_by_text(parse_prompt(request.prompt), request.settings)
                 texts |= dict.fromkeys(text for text in found if text is not None)
         self.reader.learn([self.tokens.tokens([text]) for text in texts], Meter(self.device))
 
@@ -375,26 +395,3 @@ def _stack_for(components: Components) -> AdapterStack:
     stack = AdapterStack(None, cache(waits.on_meta))
     components.on_arrival(lambda name, network: stack.attach(network) if name == "transformer" else None)
     return stack
-
-
-def _prompts(prompt: Prompt, settings: Settings) -> tuple[str, str | None]:
-    """What a clip attends to: its prompt, and the negative one if its guidance wants it."""
-    wanted = any(settings.guidance.text.weights())
-    return prompt.text(), settings.negative_prompt if wanted else None
-
-
-def _common(requests: Sequence[Request]) -> Settings:
-    """The settings that all requests share."""
-    if not requests:
-        raise SettingsError("an empty batch of requests; give at least one")
-    plain = {repr(replace(request.settings, seed=0, negative_prompt="")) for request in requests}
-    if len(plain) > 1:
-        raise SettingsError("the requests of a batch may differ in seed and negative prompt alone; split the batch")
-    return requests[0].settings
-
-
-def _refuse_mixed(batch: Sequence[Inputs], settings: Settings) -> None:
-    """With the adapter off in its other pass, the identity term says something of clips without a voice as well."""
-    voices = [inputs.voice is not None for inputs in batch]
-    if settings.guidance.identity.adapter_off and any(voices) and not all(voices):
-        raise SettingsError("identity guidance with the adapter off: give every request of a batch a voice, or none")

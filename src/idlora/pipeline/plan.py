@@ -178,6 +178,19 @@ def demand_of(
     return Demand(weights, working, {**working, "decode": tiled})
 
 
+def foretold(pipe: IDLoraPipeline, settings: Settings) -> str:
+    """What smaller placements than a pipeline's own would take, in words; nothing if that cannot be told."""
+    blueprints, now = pipe.components.blueprints(), pipe.residence.placement
+    smaller = [each for storage in get_args(Storage) for each in placements(storage) if each.tiled == now.tiled]
+    if set(blueprints) != set(pipe.components.names):
+        return ""
+    rank = max(adapter.weights().ranks.values()) if (adapter := pipe.adapters.get(IDENTITY)) else None
+    demand = demand_of(blueprints, settings, pipe.components.dtype, pipe.card.max_text_tokens, rank)
+    peaks = {str(each): demand.peak_bytes(each) for each in smaller}
+    less = [f"{name} {peak / 1e9:.3g} GB" for name, peak in peaks.items() if peak < peaks[str(now)]]
+    return f" (foretold: {now} {peaks[str(now)] / 1e9:.3g} GB, {', '.join(less)})" if less else ""
+
+
 class _NoTokenizer:
     """Stands where no text is read."""
 
