@@ -28,12 +28,12 @@ PROMPT = "[SPEECH] river garden"
 
 # The promise to users: an option is added here on purpose, and none goes away unseen.
 OPTIONS = """
---prompt --jobs --image --keyframe --voice --negative-prompt --preset --settings --out --frames --height --width --fps
---steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
+--prompt --jobs --image --keyframe --voice --negative-prompt --preset --settings --out --frames --height --width
+--aspect --fps --steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
 --text-star/--no-text-star --text-interval --identity-scale --identity-base/--no-identity-base --identity-interval
 --stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --modality-video-scale --modality-audio-scale
---modality-interval --rescale-video --rescale-audio
---reference-mask/--no-reference-mask --position-rounding --official-noise/--own-noise --voice-seconds --model
+--modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask --position-rounding
+--official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
 --refine-strength --style --device --dtype --text-cache --placement --storage --tiled/--not-tiled
 """.split()
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     """A folder with a picture and a voice."""
-    write_png(tmp_path / "face.png", gradient_frames(1, 64, 64)[0])
+    write_png(tmp_path / "face.png", gradient_frames(1, 64, 96)[0])
     write_wav(tmp_path / "voice.wav", tone(1.0), RATE)
     return tmp_path
 
@@ -71,6 +71,7 @@ EXAMPLES = {
     "negative_prompt": "x",
     "sampler": "res2s",
     "shift": "by-size",
+    "aspect": "picture",
     "rounding": "bf16-training",
     "num_frames": 17,
     "height": 96,

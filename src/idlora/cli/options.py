@@ -59,6 +59,7 @@ TABLE = (
     Row("--frames", int, "Number of frames, 8k + 1.", CLIP, "num_frames"),
     Row("--height", int, "Pixels, a multiple of 32 (miniature: 24).", CLIP, "height"),
     Row("--width", int, "Pixels, a multiple of 32 (miniature: 24).", CLIP, "width"),
+    Row("--aspect", str, "size, or picture: the first picture's shape, height x width its area.", CLIP, "aspect"),
     Row("--fps", float, "Frames a second.", CLIP, "frame_rate"),
     Row("--steps", int, "Denoising steps.", CLIP, "num_inference_steps"),
     Row("--sigmas", str, "Noise levels down to 0, such as 1,0.7,0.4,0, instead of steps.", CLIP, "sigmas"),
@@ -104,6 +105,7 @@ TABLE = (
         "official_noise",
     ),
     Row("--voice-seconds", float, "Longer voices are cut to their best part.", CLIP, "max_voice_seconds"),
+    Row("--clean-voice/--raw-voice", bool, "Take noise out of the voice first.", SWITCHES, "clean_voice"),
     Row(
         "--model",
         str,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from idlora.files import write_text
 from idlora.networks.checkpoints import aligned
 from idlora.networks.classes import class_of, library_of
 from idlora.networks.published import Blueprint
+from idlora.networks.stack import AdapterStack
 
 INDEX_NAME = "model_index.json"
 NETWORKS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder")
@@ -149,6 +151,16 @@ class Components:
     def _arrive(self, name: str) -> None:
         for act in self._arrivals:
             act(name, self._loaded[name])
+
+
+def adapters_of(components: Components) -> AdapterStack:
+    """The adapters of the transformer, or of the one that will come."""
+    waits = components.blueprint("transformer")
+    if waits is None:
+        return AdapterStack(components.transformer)
+    stack = AdapterStack(None, cache(waits.on_meta))
+    components.on_arrival(lambda name, network: stack.attach(network) if name == "transformer" else None)
+    return stack
 
 
 def first_line(error: BaseException) -> str:

@@ -193,9 +193,14 @@ def stages(settings: Settings) -> tuple[Settings, ...]:
     return half, replace(settings, sigmas=refine.sigmas, distilled=refine.distilled, guidance=NEUTRAL)
 
 
+def grid_step(settings: Settings, codecs: Codecs) -> int:
+    """Pixels that a side must be a multiple of: a latent cell, or two if the first stage is half the size."""
+    return int(codecs.video.vae.spatial_compression_ratio) * len(stages(settings))
+
+
 def check_size(settings: Settings, codecs: Codecs) -> None:
     """Refuse a size that the model, or the half-size first stage, cannot make (InputError)."""
-    ratio = codecs.video.vae.spatial_compression_ratio * len(stages(settings))
+    ratio = grid_step(settings, codecs)
     for name in ("height", "width"):
         side = getattr(settings, name)
         if settings.refine.sigmas and (side % ratio or side < 2 * ratio):

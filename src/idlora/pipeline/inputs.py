@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from idlora.core.positions import FRAMES_PER_TOKEN, SAMPLING_RATE
-from idlora.data.media import PreparedVoice, Voice, fit_image, prepare_voice, read_image, read_voice, to_rgb
+from idlora.data.media import (
+    PreparedVoice,
+    Voice,
+    clean_voice,
+    fit_image,
+    prepare_voice,
+    read_image,
+    read_voice,
+    to_rgb,
+)
 from idlora.data.media.pace import SYLLABLES_A_WORD, syllables_per_second
 from idlora.data.prompt import Prompt, advice, parse_prompt
 from idlora.errors import InputError, SettingsError
@@ -24,6 +34,8 @@ from idlora.pipeline.settings import MIN_VOICE_SECONDS, Settings
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Recording = str | os.PathLike[str] | Voice
+
+TOLD_CROP = 0.05  # share of a picture; less is not worth a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +128,7 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
         MediaError: picture or voice cannot be used; the voice is silent or shorter than half a second.
     """
     prompt, settings = parse_prompt(request.prompt), request.settings
-    voice = None if request.voice is None else _prepared(request.voice, settings.max_voice_seconds)
+    voice = None if request.voice is None else _prepared(request.voice, settings)
     pictures = _pictures(request)
     origins = {"image": _origin(request.image), "voice": _origin(request.voice)}
     origins |= {f"frame {keyframe.frame}": _origin(keyframe.image) for keyframe in request.keyframes}
@@ -125,7 +137,11 @@ def read_inputs(request: Request, vocabulary: Sequence[str] = ()) -> Inputs:
         settings=settings,
         pictures=pictures,
         voice=None if voice is None else in_stereo(voice.voice.samples),
-        notes=(*_prompt_notes(prompt, settings, voice, vocabulary), *_voice_notes(voice)),
+        notes=(
+            *_prompt_notes(prompt, settings, voice, vocabulary),
+            *_voice_notes(voice, settings),
+            *_picture_notes(pictures, settings),
+        ),
         origins={kind: origin for kind, origin in origins.items() if origin},
     )
 
@@ -174,9 +190,11 @@ def _picture(image: Picture) -> Image.Image:
     return to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
 
 
-def _prepared(voice: Recording, max_seconds: float) -> PreparedVoice:
+def _prepared(voice: Recording, settings: Settings) -> PreparedVoice:
     recording = checked_voice(voice) if isinstance(voice, Voice) else read_voice(voice)
-    return prepare_voice(recording, SAMPLING_RATE, max_seconds, MIN_VOICE_SECONDS)
+    if settings.clean_voice:
+        recording = clean_voice(recording)
+    return prepare_voice(recording, SAMPLING_RATE, settings.max_voice_seconds, MIN_VOICE_SECONDS)
 
 
 def checked_voice(voice: Voice) -> Voice:
@@ -205,11 +223,52 @@ def _prompt_notes(
     return advice(prompt, settings.seconds, pace)
 
 
-def _voice_notes(voice: PreparedVoice | None) -> tuple[str, ...]:
-    if voice is None or not voice.shortened:
+def _voice_notes(voice: PreparedVoice | None, settings: Settings) -> tuple[str, ...]:
+    if voice is None:
         return ()
-    end = voice.start + voice.voice.seconds
-    return (f"the voice is {voice.total:.1f} s long: its best part, {voice.start:.1f} to {end:.1f} s, is used",)
+    notes = ["noise was taken out of the voice before anything else"] if settings.clean_voice else []
+    if voice.shortened:
+        end = voice.start + voice.voice.seconds
+        notes.append(f"the voice is {voice.total:.1f} s long: its best part, {voice.start:.1f} to {end:.1f} s, is used")
+    return tuple(notes)
+
+
+def _picture_notes(pictures: Mapping[int, tuple[Image.Image, float]], settings: Settings) -> Iterator[str]:
+    height, width = settings.height, settings.width
+    if settings.aspect == "picture":
+        yield f"the clip is {width} x {height} pixels, by the first picture's shape"
+    for picture, _ in pictures.values():
+        shape = picture.width / picture.height * height / width
+        lost = 1 - min(shape, 1 / shape)
+        if lost > TOLD_CROP:
+            sides = "left and right" if shape > 1 else "top and bottom"
+            yield (
+                f"{lost:.0%} of a picture of {picture.width} x {picture.height} is cut off at {sides} for {width} x "
+                f"{height}" + ("" if settings.aspect == "picture" else ", which the aspect `picture` avoids")
+            )
+
+
+def sized_by_picture(request: Request, step: int) -> Request:
+    """The request with the height and width that its settings' aspect means, on a grid of `step` pixels.
+
+    Raises:
+        InputError: there is no first picture whose shape could be taken.
+    """
+    settings = request.settings
+    if settings.aspect == "size":
+        return request
+    if request.image is None:
+        raise InputError("the aspect `picture` needs a picture for the first frame; give one, or say `size`")
+    picture = _picture(request.image)
+    height, width = nearest_size(picture.height / picture.width, settings.height * settings.width, step)
+    return replace(request, settings=replace(settings, height=height, width=width))
+
+
+def nearest_size(shape: float, area: int, step: int) -> tuple[int, int]:
+    """Height and width of a shape (height / width) and an area in pixels, each to the nearest multiple of `step`."""
+    sides = math.sqrt(area * shape), math.sqrt(area / shape)
+    height, width = (max(2, round(side / step)) * step for side in sides)
+    return height, width
 
 
 def vocabulary_notes(prompt: Prompt, vocabulary: Sequence[str]) -> tuple[str, ...]:

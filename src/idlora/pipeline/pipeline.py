@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -25,10 +25,10 @@ from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import Generation, generation_of
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.single_file import write_single_file
-from idlora.networks.stack import DISTILLED, AdapterStack
+from idlora.networks.stack import DISTILLED
 from idlora.networks.text import PromptTokens
 from idlora.pipeline.card import ModelCard, published_card, read_card, write_card
-from idlora.pipeline.components import UPSAMPLER, Components, replacing_folder, save_components
+from idlora.pipeline.components import UPSAMPLER, Components, adapters_of, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
     Media,
@@ -36,6 +36,7 @@ from idlora.pipeline.generation import (
     check_size,
     decode,
     denoise,
+    grid_step,
     noise,
     prepare,
     renoise,
@@ -53,6 +54,7 @@ from idlora.pipeline.inputs import (
     read_by_text,
     read_inputs,
     refuse_mixed_voices,
+    sized_by_picture,
 )
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import Result
@@ -99,7 +101,7 @@ class IDLoraPipeline:
         self.tokens = PromptTokens(components.tokenizer, self.card.max_text_tokens)
         self.residence = Residence(components, placement, self.device)
         self.text_cache: TextCache | None = None
-        self.adapters = _stack_for(components)
+        self.adapters = adapters_of(components)
         if adapter is not None:
             self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
         self._origins = origins
@@ -234,6 +236,7 @@ class IDLoraPipeline:
             InputError: a size is off the model's grid, or an input cannot be used.
             DeviceMemoryError: the device is too small for the placement; tells what others would take.
         """
+        requests = [self._sized(request) for request in requests]
         settings = common_settings(requests)
         self.check(settings)
         meter = Meter(self.device)
@@ -271,8 +274,11 @@ class IDLoraPipeline:
         Raises:
             InputError: an input cannot be used.
         """
-        inputs = read_inputs(request, self.card.vocabulary)
-        return {**self._provenance(inputs), "settings": settings_to_json(request.settings)}
+        inputs = read_inputs(self._sized(request), self.card.vocabulary)
+        return {**self._provenance(inputs), "settings": settings_to_json(inputs.settings)}
+
+    def _sized(self, request: Request) -> Request:
+        return sized_by_picture(request, grid_step(request.settings, self.codecs))
 
     def check(self, settings: Settings) -> None:
         """Refuse before any work what these weights cannot do (InputError for a size, else SettingsError)."""
@@ -385,13 +391,3 @@ class IDLoraPipeline:
             "tiled": self.residence.placement.tiled,
         }
         return {"prompt": inputs.prompt.text(), "inputs": dict(inputs.origins), "model": model}
-
-
-def _stack_for(components: Components) -> AdapterStack:
-    """The adapters of the transformer, or of the one that will come."""
-    waits = components.blueprint("transformer")
-    if waits is None:
-        return AdapterStack(components.transformer)
-    stack = AdapterStack(None, cache(waits.on_meta))
-    components.on_arrival(lambda name, network: stack.attach(network) if name == "transformer" else None)
-    return stack

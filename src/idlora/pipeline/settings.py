@@ -17,6 +17,7 @@ from idlora.pipeline.records import from_json, read_json, to_json
 
 Sampler = Literal["euler", "res2s"]
 Shift = Literal["fixed", "by-size"]
+Aspect = Literal["size", "picture"]
 
 MAX_FRAME_RATE = 240
 MIN_VOICE_SECONDS = 0.5
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
     num_frames: int
     height: int
     width: int
+    aspect: Aspect
     frame_rate: float
     num_inference_steps: int
     sigmas: tuple[float, ...]
@@ -40,6 +42,7 @@ class Options(TypedDict, total=False):
     rounding: Rounding
     official_noise: bool
     max_voice_seconds: float
+    clean_voice: bool
     distilled: float
     refine: Refinement
 
@@ -81,6 +84,8 @@ class Settings:
         num_frames: 8k + 1.
         height: pixels, a multiple of the model's latent grid (32, the miniature 24) and at least two of it.
         width: pixels, likewise.
+        aspect: `size` takes height and width as they are and crops pictures to them; `picture` takes their area and the
+            shape of the first frame's picture, to the nearest sides on the grid.
         frame_rate: frames a second, in (0, 240].
         num_inference_steps: at least 1.
         sigmas: levels of the first stage, descending to 0, instead of a schedule of so many steps; empty = a schedule.
@@ -92,6 +97,7 @@ class Settings:
         rounding: reproduces a rounding of positions in the official code.
         official_noise: draws reference and target in one go, as the official code does.
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
+        clean_voice: takes noise out of the voice first (RNNoise, the extra `clean`).
         distilled: strength of the distilled adapter in the first stage; 0 = as if it were not there.
         refine: the second stage, off by default.
 
@@ -105,6 +111,7 @@ class Settings:
     num_frames: int = 121
     height: int = 512
     width: int = 512
+    aspect: Aspect = "size"
     frame_rate: float = 25.0
     num_inference_steps: int = 30
     sigmas: tuple[float, ...] = ()
@@ -116,6 +123,7 @@ class Settings:
     rounding: Rounding = "none"
     official_noise: bool = False
     max_voice_seconds: float = 5.0
+    clean_voice: bool = False
     distilled: float = 0.0
     refine: Refinement = Refinement()
 
