@@ -218,7 +218,7 @@ def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, 
     grid = VideoGrid.of(NUM_FRAMES, SIZE, SIZE, video.vae)
     model = JointModel(networks["transformer"], JointOptions(mask_reference_to_video=True))
     if shop.compile:
-        model.compile_blocks(dynamic=reference)
+        model.compile_blocks(dynamic=False)
     with torch.autocast(shop.device, torch.bfloat16, enabled=shop.bf16):
         pools = encoder.pools(shop.clips, with_reference=reference)
     guide = None if reference else AttentionGuide(networks["transformer"])
