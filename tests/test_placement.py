@@ -118,7 +118,8 @@ def _linear_bytes(blocks: Any) -> int:
     [
         (Placement(), "--placement offload"),
         (Placement("stream"), "--storage fp8"),
-        (Placement("stream", "fp8"), "smaller"),
+        (Placement("stream", "fp8"), "--storage nf4"),
+        (Placement("stream", "nf4"), "smaller"),
     ],
 )
 def test_a_device_that_is_full_says_what_to_do(

@@ -98,7 +98,7 @@ def test_a_published_size_is_planned_from_configurations_alone(capsys: pytest.Ca
 
 def _demand(**working: int) -> Demand:
     weights = {
-        "transformer": Weights(1, 10, (100, 100, 100), saved=40, widest=5),
+        "transformer": Weights(1, 10, (100, 100, 100), saved={"fp8": 40, "nf4": 70}, widest=5),
         "vae": Weights(1, 50),
         "text_encoder": Weights(1, 20, (80, 80)),
     }
@@ -116,6 +116,7 @@ def test_the_fastest_placement_that_fits_is_chosen() -> None:
     assert peaks["offload"] == 310 + 30
     assert peaks["stream"] == peaks["stream+tiled"] == 210 + 30
     assert DEMAND.peak_bytes(Placement("stream", "fp8", tiled=True)) == max(10 + 120 + 5 + 30, 20 + 160 + 10)
+    assert DEMAND.peak_bytes(Placement("stream", "nf4", tiled=True)) == 20 + 160 + 10
     for memory, wanted in ((2000, "whole"), (620, "whole+tiled"), (400, "offload"), (300, "stream")):
         assert str(choose(DEMAND, memory)) == wanted
     with pytest.raises(SettingsError, match="too few"):

@@ -69,6 +69,7 @@ def parse_bytes(text: str) -> int:
 
 def describe(demand: Demand, placement: Placement, memory: int | None) -> dict[str, Any]:
     """A demand and a placement as JSON's own types."""
+    from idlora.networks.packing import STORAGES
     from idlora.pipeline.plan import fits, placements
 
     def row(each: Placement) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def describe(demand: Demand, placement: Placement, memory: int | None) -> dict[s
             {"name": name, "peak_bytes": demand.peak(name, placement), "components": demand.components(name, placement)}
             for name in demand.working
         ],
-        "alternatives": [row(each) for storage in ("full", "fp8") for each in placements(storage)],
+        "alternatives": [row(each) for storage in STORAGES for each in placements(storage)],
     }
 
 

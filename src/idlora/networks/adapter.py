@@ -22,6 +22,7 @@ from idlora.errors import WeightsError
 from idlora.files import write_tensors
 from idlora.networks.checkpoints import open_weights, to_diffusers_key, to_official_key
 from idlora.networks.generations import generation_of
+from idlora.networks.packing import PackedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,8 @@ def check_adapter(transformer: Any, weights: AdapterWeights) -> None:
         linear = _linear(transformer, name)
         if linear is None:
             unfit.append(f"{name} (no such layer)")
-        elif tuple(linear.weight.shape) != (layer.b.shape[0], layer.a.shape[1]):
-            wanted, given = tuple(linear.weight.shape), (layer.b.shape[0], layer.a.shape[1])
+        elif (linear.out_features, linear.in_features) != (layer.b.shape[0], layer.a.shape[1]):
+            wanted, given = (linear.out_features, linear.in_features), (layer.b.shape[0], layer.a.shape[1])
             unfit.append(f"{name} ({given} for {wanted})")
     if unfit:
         raise WeightsError(f"the adapter does not fit this model: {_some(unfit)}; use the adapter of its generation")
@@ -315,9 +316,12 @@ def fuse_adapter(
         A record that can undo the fusion; it keeps a copy of the changed weights in memory.
 
     Raises:
-        WeightsError: the adapter is one of another network; nothing has been changed then.
+        WeightsError: the adapter is one of another network, or weights are kept in few bits, which cannot be added to;
+            nothing has been changed then.
     """
     check_adapter(transformer, weights)
+    if any(isinstance(_linear(transformer, name), PackedLinear) for name in weights.layers):
+        raise WeightsError("weights in int8 or nf4 cannot be added to; keep the adapter apart, or load them in full")
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     originals = {}
     with torch.no_grad():

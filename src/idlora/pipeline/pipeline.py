@@ -176,8 +176,9 @@ class IDLoraPipeline:
 
         Raises:
             OutputError: the folder holds something else or cannot be written; then nothing has changed.
+            SettingsError: the transformer is kept in few bits, from which its weights do not come back.
         """
-        self.components.modules()
+        self._modules_in_full()
         with replacing_folder(Path(folder)) as fresh:
             identity = self.adapters.get(IDENTITY)
             if identity:
@@ -192,10 +193,16 @@ class IDLoraPipeline:
         Raises:
             WeightsError: the generation has no official single files (2.5).
             OutputError: the file cannot be written.
+            SettingsError: the transformer is kept in few bits.
         """
-        modules = self.components.modules()
+        modules = self._modules_in_full()
         with self.adapters.bare():
             write_single_file(Path(path), modules, dtype)
+
+    def _modules_in_full(self) -> dict[str, Any]:
+        if (storage := self.residence.placement.storage) != "full":
+            raise SettingsError(f"the transformer is kept in {storage}; load it with the storage full to save it")
+        return self.components.modules()
 
     def __call__(
         self,

@@ -14,12 +14,12 @@ from torch import nn
 
 from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.networks.footprint import tensors_of
+from idlora.networks.packing import STORAGES, Storage, smaller_storage, store_small
 from idlora.networks.streaming import BlockStream, Guest
 from idlora.pipeline.components import UPSAMPLER, Components
 from idlora.pipeline.meter import Meter
 
 Where = Literal["whole", "offload", "stream"]
-Storage = Literal["full", "fp8"]
 
 # The stages of a generation and the networks that work in each.
 STAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -50,8 +50,9 @@ class Placement:
     Attributes:
         where: `whole` keeps every network on the device; `offload` brings each one there for its stage, text encoder
             and connectors block by block; `stream` brings the transformer block by block too.
-        storage: `full` keeps the transformer's weights as they are; `fp8` keeps those of its linear layers in eight
-            bits and computes as before, which changes results a little.
+        storage: `full` keeps the transformer's weights as they are; `fp8` and `int8` keep those of its linear layers in
+            eight bits, `nf4` in four, and compute as before, which changes results: little, less and more. `int8` and
+            `nf4` need bitsandbytes (the extra `quant`).
         tiled: decode the picture in overlapping tiles, which may show at their seams.
 
     Raises:
@@ -63,7 +64,7 @@ class Placement:
     tiled: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("where", get_args(Where)), ("storage", get_args(Storage))):
+        for name, known in (("where", get_args(Where)), ("storage", STORAGES)):
             if getattr(self, name) not in known:
                 raise SettingsError(f"placement {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
 
@@ -85,19 +86,6 @@ def blocks_of(name: str, module: Any) -> list[nn.Module]:
     return list(language.layers)
 
 
-def store_in_eight_bits(transformer: Any) -> None:
-    """Keep the weights of the blocks' linear layers as float8 (e4m3) between their uses; adapters stay as they are."""
-    from diffusers.hooks import apply_layerwise_casting
-
-    # "norm": the scales of norms are few and sensitive; "lora_": so are adapters, which come in float32 or bfloat16.
-    apply_layerwise_casting(
-        transformer.transformer_blocks,
-        storage_dtype=torch.float8_e4m3fn,
-        compute_dtype=transformer.proj_in.weight.dtype,
-        skip_modules_pattern=("norm", "lora_"),
-    )
-
-
 @contextmanager
 def told_when_full(stage: str, placement: Placement) -> Iterator[None]:
     """Turn an overflow of the device's memory into what to do about it (DeviceMemoryError)."""
@@ -108,7 +96,8 @@ def told_when_full(stage: str, placement: Placement) -> Iterator[None]:
         smaller = where[where.index(placement.where) + 1 :]
         steps = [f"--placement {smaller[0]}"] if smaller else []
         steps += [] if placement.tiled or stage != "decode" else ["--tiled"]
-        steps += ["--storage fp8"] if not smaller and placement.storage == "full" else []
+        storage = smaller_storage(placement.storage)
+        steps += [f"--storage {storage}"] if storage and not smaller else []
         remedy = " and ".join(steps) or "a smaller or shorter clip"
         raise DeviceMemoryError(
             f"the device ran out of memory in the stage {stage!r} with the placement {placement}; use {remedy}, and "
@@ -143,8 +132,8 @@ class Residence:
         network.eval().requires_grad_(requires_grad=False)
         if name == "vae" and self.placement.tiled:
             network.enable_tiling()
-        if name == "transformer" and self.placement.storage == "fp8":
-            store_in_eight_bits(network)
+        if name == "transformer":
+            store_small(network, self.placement.storage, self._device)
         if self.placement.where == "whole":
             with told_when_full(f"loading {name}", self.placement):
                 network.to(self._device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from idlora.data.media import Voice
 from idlora.errors import SettingsError
 from idlora.networks.adapter import IDENTITY, AdapterWeights, LowRank, new_adapter
 from idlora.networks.footprint import Footprint, weight_bytes
+from idlora.networks.packing import STORAGES, Storage, smaller_storage, stored_bytes, stored_small
 from idlora.networks.published import Blueprint
 from idlora.networks.stack import DISTILLED
 from idlora.pipeline.components import Components
@@ -31,7 +32,7 @@ from idlora.pipeline.generation import decoded, stages
 from idlora.pipeline.inputs import Request, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.pipeline import IDLoraPipeline
-from idlora.pipeline.placement import STAGES, STREAMED, Placement, Storage, Where, blocks_of
+from idlora.pipeline.placement import STAGES, STREAMED, Placement, Where, blocks_of
 from idlora.pipeline.settings import Settings
 from idlora.pipeline.texts import Texts
 
@@ -51,19 +52,19 @@ class Weights:
         parameters: their number.
         rest: bytes of all but the blocks.
         blocks: bytes of each block, in the order in which they work; none if it cannot be streamed.
-        saved: what eight-bit storage saves of a block.
+        saved: what each smaller storage saves of a block.
         widest: its widest linear layer, which is there in full for a moment.
     """
 
     parameters: int
     rest: int
     blocks: tuple[int, ...] = ()
-    saved: int = 0
+    saved: Mapping[Storage, int] = field(default_factory=dict)
     widest: int = 0
 
     def resident(self, storage: Storage = "full", *, streamed: bool = False) -> int:
         """Bytes on the device while it works."""
-        saved = self.saved if storage == "fp8" else 0
+        saved = self.saved.get(storage, 0)
         blocks = [block - saved for block in self.blocks]
         pairs = [sum(pair) for pair in pairwise((*blocks, *blocks[:1]))]
         return self.rest + (max(pairs, default=0) if streamed else sum(blocks)) + (self.widest if saved else 0)
@@ -134,10 +135,10 @@ def choose(demand: Demand, device_memory: int, storage: Storage = "full") -> Pla
         if fits(demand, placement, device_memory):
             return placement
     least = min(demand.peak_bytes(placement) for placement in placements(storage))
-    needed = least / (1 - HEADROOM) / 1e9
+    needed, less = least / (1 - HEADROOM) / 1e9, smaller_storage(storage)
     raise SettingsError(
         f"{device_memory / 1e9:.2f} GB are too few: this clip takes a device of {needed:.2f} GB at least; make it "
-        "smaller or shorter" + (", or store the transformer in eight bits (--storage fp8)" if storage == "full" else "")
+        "smaller or shorter" + (f", or keep the transformer in less (--storage {less})" if less else "")
     )
 
 
@@ -181,7 +182,8 @@ def demand_of(
 def foretold(pipe: IDLoraPipeline, settings: Settings) -> str:
     """What smaller placements than a pipeline's own would take, in words; nothing if that cannot be told."""
     blueprints, now = pipe.components.blueprints(), pipe.residence.placement
-    smaller = [each for storage in get_args(Storage) for each in placements(storage) if each.tiled == now.tiled]
+    storages = dict.fromkeys((now.storage, "nf4"))
+    smaller = [each for storage in storages for each in placements(storage) if each.tiled == now.tiled]
     if set(blueprints) != set(pipe.components.names):
         return ""
     rank = max(adapter.weights().ranks.values()) if (adapter := pipe.adapters.get(IDENTITY)) else None
@@ -281,17 +283,12 @@ def _weights(name: str, module: Any, num_blocks: int) -> Weights:
     sizes = tuple(weight_bytes(block) for block in blocks)
     if name != "transformer":
         return Weights(parameters, total - sum(sizes), sizes)
-    small = _stored_small(blocks[0])
-    full = [each.weight.numel() * each.weight.element_size() for each in small]
+    layers = [layer for _, layer in stored_small(blocks[0])]
+    sizes_in = {storage: [stored_bytes(layer, storage) for layer in layers] for storage in STORAGES}
     return Weights(
         parameters + (num_blocks - len(blocks)) * sum(each.numel() for each in blocks[0].parameters()),
         total - sum(sizes),
         sizes[:1] * num_blocks,
-        saved=sum(full) - sum(each.weight.numel() for each in small),
-        widest=max(full),
+        saved={storage: sum(sizes_in["full"]) - sum(sizes_in[storage]) for storage in STORAGES},
+        widest=max(sizes_in["full"]),
     )
-
-
-def _stored_small(block: Any) -> list[nn.Linear]:
-    named = block.named_modules()
-    return [each for name, each in named if isinstance(each, nn.Linear) and "lora_" not in name and "norm" not in name]
