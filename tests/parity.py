@@ -92,8 +92,10 @@ class Vectors:
         """Compare with the stored tensor `key`."""
         self.against(case, key, actual, self[key], kind)
 
-    def against(self, case: str, key: str, actual: Tensor, expected: Tensor, kind: str) -> None:
-        """Compare with any tensor; shapes must be equal, and the kind must have a tolerance."""
+    def against(
+        self, case: str, key: str, actual: Tensor, expected: Tensor, kind: str, scale: float | None = None
+    ) -> None:
+        """Compare with any tensor of equal shape; `scale` is what the kind's tolerance is relative to."""
         line = self.line(case)
         if kind not in TOLERANCES:
             line.fault = f"no tolerance is stated for {kind!r}"
@@ -101,9 +103,9 @@ class Vectors:
             line.fault = f"{key} has shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
         else:
             actual, expected = actual.detach().double(), expected.double()
-            scale = expected.abs().max().item() if expected.numel() else 0.0
+            own = expected.abs().max().item() if expected.numel() else 0.0
             difference = (actual - expected).abs().max().item() if expected.numel() else 0.0
-            line.add(key, difference, TOLERANCES[kind] * scale)
+            line.add(key, difference, TOLERANCES[kind] * (own if scale is None else scale))
 
     def leftovers(self) -> list[str]:
         """Stored results that nothing looked at."""

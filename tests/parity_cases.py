@@ -200,12 +200,24 @@ def _run_adapter_training(generation: Generation, stored: Stored, batch: Trainin
     _compare_step(stored, "lora_masked", step)
     norm = torch.stack([parameter.grad.norm() for parameter in adapter.parameters() if parameter.grad is not None])
     stored.compare("gradient norm", "out.lora_masked.grad_norm_all", norm.norm(), "gradient norm")
-    for name, layer in adapter.weights().layers.items():
-        for part, parameter in (("A", layer.a), ("B", layer.b)):
-            key = f"grad.diffusion_model.{to_official_key(name)}.lora_{part}.weight"
-            if key in stored:
-                assert parameter.grad is not None
-                stored.compare("gradients", key, parameter.grad)
+    gradients = {
+        f"grad.diffusion_model.{to_official_key(name)}.lora_{part}.weight": parameter.grad
+        for name, layer in adapter.weights().layers.items()
+        for part, parameter in (("A", layer.a), ("B", layer.b))
+    }
+    _compare_gradients(stored, {key: gradient for key, gradient in gradients.items() if key in stored})
+
+
+def _compare_gradients(stored: Stored, gradients: Mapping[str, Tensor | None]) -> None:
+    """Within the tolerance of the gradient as a whole, but no part worse than ten times its own.
+
+    A part sums many terms that cancel, in an order that the CPU chooses: in float64 as well the smallest parts are
+    1.2e-5 of their own size away from the stored ones.
+    """
+    sizes = {key: stored[key].abs().max().item() for key in gradients}
+    for key, gradient in gradients.items():
+        assert gradient is not None
+        stored.against("gradients", key, gradient, stored[key], "fp32", min(max(sizes.values()), 10 * sizes[key]))
 
 
 def run_positions(_generation: Generation, stored: Stored) -> None:
@@ -220,11 +232,11 @@ def _position_table(table: str, sizes: str) -> Tensor:
         frames, size, rate = sizes.split("_")
         height, width = size.split("x")
         pixels = {"frames": frames[:-1], "height": height, "width": width, "fps": rate.removesuffix("fps")}
-        roundings: dict[str, Rounding] = {"fp32": "none", "infer": "bf16-inference", "train": "bf16-training"}
+        roundings: dict[str, Rounding] = {"fp32": "fp32", "infer": "bf16-inference", "train": "bf16-training"}
         return positions_for(Shape.of(pixels), 1, 0, 1, roundings[table.split("_")[2]]).video.positions
     if table.startswith("target_positions"):
         return audio_positions(int(sizes))
-    return reference_positions(int(sizes), "none" if table.endswith("fp32") else "bf16-training")
+    return reference_positions(int(sizes), "fp32" if table.endswith("fp32") else "bf16-training")
 
 
 def run_sigmas(_generation: Generation, stored: Stored) -> None:
@@ -247,11 +259,11 @@ def run_precision(generation: Generation, stored: Stored) -> None:
     """Case i: rotary tables and forwards under the two roundings, and the network in bf16."""
     inputs = generation.inputs_of(stored)
     sigma, context, model = inputs["in.sigma"], context_of(inputs), generation.model()
-    roundings: dict[str, Rounding] = {"fp32": "none", "infer_bf16": "bf16-inference", "train_bf16": "bf16-training"}
+    roundings: dict[str, Rounding] = {"fp32": "fp32", "infer_bf16": "bf16-inference", "train_bf16": "bf16-training"}
     for name, rounding in roundings.items():
         state = forward_state(inputs, rounding)
         _compare_rotary(stored, name, model, state)
-        if rounding != "none":
+        if rounding != "fp32":
             stored.compare(f"{name} positions", f"in.{name}.video_positions", state.video.positions)
             stored.compare(f"{name} positions", f"in.{name}.audio_positions", state.audio.positions)
             compare_velocity(stored, name, f"out.{name}", model.velocity(state, sigma, context))

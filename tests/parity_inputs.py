@@ -33,7 +33,9 @@ class Stored(Protocol):
     def __contains__(self, key: str) -> bool: ...
     def optional(self, key: str) -> Tensor | None: ...
     def compare(self, case: str, key: str, actual: Tensor, kind: str = "fp32") -> None: ...
-    def against(self, case: str, key: str, actual: Tensor, expected: Tensor, kind: str) -> None: ...
+    def against(
+        self, case: str, key: str, actual: Tensor, expected: Tensor, kind: str, scale: float | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def stg_blocks(meta: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def positions_for(
-    shape: Shape, num_target: int, num_reference: int, batch: int, rounding: Rounding = "none"
+    shape: Shape, num_target: int, num_reference: int, batch: int, rounding: Rounding = "fp32"
 ) -> AVState:
     """Both streams' positions for a batch, with tokens of no channels."""
     video = _empty(video_positions(shape.latent, shape.frame_rate), batch)
@@ -100,7 +102,7 @@ def _empty(positions: Tensor, batch: int) -> LatentState:
     return LatentState(tokens, positions.expand(batch, -1, -1, -1), torch.ones(batch, positions.shape[2], 1), tokens)
 
 
-def forward_state(stored: Stored, rounding: Rounding = "none") -> AVState:
+def forward_state(stored: Stored, rounding: Rounding = "fp32") -> AVState:
     """The input of a forward case with the package's own positions and audio mask."""
     video, audio = stored["in.video_latent"], stored["in.audio_latent"]
     num_reference = _num_reference(stored)

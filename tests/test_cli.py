@@ -32,7 +32,7 @@ OPTIONS = """
 --aspect --fps --steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
 --text-star/--no-text-star --text-interval --identity-scale --identity-base/--no-identity-base --identity-interval
 --stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --modality-video-scale --modality-audio-scale
---modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask --position-rounding
+--modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask --positions
 --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
 --refine-strength --style --device --dtype --text-cache --placement --storage --tiled/--not-tiled
@@ -72,7 +72,7 @@ EXAMPLES = {
     "sampler": "res2s",
     "shift": "by-size",
     "aspect": "picture",
-    "rounding": "bf16-training",
+    "positions": "bf16-training",
     "num_frames": 17,
     "height": 96,
     "width": 128,

@@ -58,7 +58,7 @@ def _state() -> AVState:
 
 
 def test_roundings_touch_what_the_official_code_rounds() -> None:
-    plain, inference, training = (round_positions(_state(), r) for r in ("none", "bf16-inference", "bf16-training"))
+    plain, inference, training = (round_positions(_state(), r) for r in ("fp32", "bf16-inference", "bf16-training"))
     assert plain.video.positions.dtype == plain.audio.positions.dtype == torch.float32
     assert inference.video.positions.dtype == torch.bfloat16
     assert torch.equal(inference.audio.positions, plain.audio.positions)

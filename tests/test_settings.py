@@ -48,7 +48,7 @@ any_settings = st.builds(
     shift=st.sampled_from(["fixed", "by-size"]),
     guidance=guidances,
     mask_reference_to_video=st.booleans(),
-    rounding=st.sampled_from(["none", "bf16-inference", "bf16-training"]),
+    positions=st.sampled_from(["fp32", "bf16-inference", "bf16-training"]),
     official_noise=st.booleans(),
     aspect=st.sampled_from(["size", "picture"]),
     max_voice_seconds=st.floats(0.5, 60),
@@ -180,8 +180,8 @@ def test_presets_differ_as_their_table_says() -> None:
             made["one-stage"], seed=settings.seed
         )
     one, official = made["one-stage"], made["official"]
-    assert (one.num_inference_steps, one.guidance.rescale, one.rounding) == (30, Rescale(0.7, 0.7), "none")
-    assert (official.guidance.rescale, official.rounding, official.seed) == (Rescale(), "bf16-inference", 42)
+    assert (one.num_inference_steps, one.guidance.rescale, one.positions) == (30, Rescale(0.7, 0.7), "fp32")
+    assert (official.guidance.rescale, official.positions, official.seed) == (Rescale(), "bf16-inference", 42)
     assert made["two-stage"] == replace(one, refine=Refinement((0.909375, 0.725, 0.421875, 0.0), 0.8))
     hq = made["hq"]
     assert (hq.sampler, hq.num_inference_steps, hq.shift, hq.distilled) == ("res2s", 15, "by-size", 0.25)

@@ -188,15 +188,17 @@ def checked_device(name: str) -> str:
 
 def quieten() -> None:
     """Keep the libraries' own notices and progress bars from the terminal."""
+    import logging
     import warnings
 
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     warnings.simplefilter("ignore")
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def chosen_settings(pipe: IDLoraPipeline, values: dict[str, Any]) -> Settings:

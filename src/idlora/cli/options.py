@@ -96,7 +96,7 @@ TABLE = (
         SWITCHES,
         "mask_reference_to_video",
     ),
-    Row("--position-rounding", str, "none, or as the official code: bf16-inference, bf16-training.", CLIP, "rounding"),
+    Row("--positions", str, "fp32, or as the official code: bf16-inference, bf16-training.", CLIP, "positions"),
     Row(
         "--official-noise/--own-noise",
         bool,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idlora.core.state import AVState
 
-Rounding = Literal["none", "bf16-inference", "bf16-training"]
+Rounding = Literal["fp32", "bf16-inference", "bf16-training"]
 
 HOP_LENGTH = 160  # samples from one mel frame to the next
 SAMPLING_RATE = 16_000
@@ -67,11 +67,11 @@ def before_target(positions: Tensor, gap: float = REFERENCE_GAP) -> Tensor:
 
 
 def reference_positions(
-    num_tokens: int, rounding: Rounding = "none", gap: float = REFERENCE_GAP, device: torch.device | None = None
+    num_tokens: int, rounding: Rounding = "fp32", gap: float = REFERENCE_GAP, device: torch.device | None = None
 ) -> Tensor:
     """Bounds (1, 1, T, 2) of a reference in front of the target; under either rounding the shift is made in bf16."""
     bounds = audio_positions(num_tokens, device)
-    return before_target(bounds if rounding == "none" else bounds.to(torch.bfloat16), gap)
+    return before_target(bounds if rounding == "fp32" else bounds.to(torch.bfloat16), gap)
 
 
 def round_positions(state: AVState, rounding: Rounding) -> AVState:
@@ -81,7 +81,7 @@ def round_positions(state: AVState, rounding: Rounding) -> AVState:
     rotary embedding compute its coordinates in bf16. The reference's positions must come from `reference_positions`
     under the same rounding, since the shift itself is made in bf16.
     """
-    if rounding == "none":
+    if rounding == "fp32":
         return state
     video = replace(state.video, positions=state.video.positions.to(torch.bfloat16))
     if rounding == "bf16-inference":

@@ -61,8 +61,8 @@ def prepare(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device:
     audio = _join([audio_stream(torch.zeros(1, num_tokens, codecs.audio_channels, device=device))] * len(batch))
     references = [reference_tokens(inputs, codecs, device) for inputs in batch]
     video = _video(batch, settings, codecs, device)
-    state = AVState(video, with_references(audio, references, settings.rounding))
-    return round_positions(state, settings.rounding)
+    state = AVState(video, with_references(audio, references, settings.positions))
+    return round_positions(state, settings.positions)
 
 
 def _video(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device: torch.device) -> LatentState:
@@ -120,7 +120,7 @@ def reference_tokens(inputs: Inputs, codecs: Codecs, device: torch.device) -> Te
     return codecs.audio.encode(torch.from_numpy(inputs.voice.copy())[None].to(device))[0].float()
 
 
-def with_references(target: LatentState, references: Sequence[Tensor], rounding: Rounding = "none") -> LatentState:
+def with_references(target: LatentState, references: Sequence[Tensor], rounding: Rounding = "fp32") -> LatentState:
     """The audio stream with one reference (T_b, C) in front of each sample; the shorter ones are padded in front."""
     longest = max(len(reference) for reference in references)
     if longest == 0:
@@ -130,7 +130,7 @@ def with_references(target: LatentState, references: Sequence[Tensor], rounding:
 
 
 def pad_references(
-    references: Sequence[Tensor], longest: int, rounding: Rounding = "none"
+    references: Sequence[Tensor], longest: int, rounding: Rounding = "fp32"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """References (T_b, C) padded in front: tokens (B, T, C), positions (B, 1, T, 2) and valid (B, T), T = longest."""
     lengths = [len(reference) for reference in references]
@@ -222,7 +222,7 @@ def upscale(
     video = _video(batch, second, codecs, device)
     sound = detach_reference(state.audio)
     larger = AVState(video.with_tokens(video.keep_clean(tokens)), sound.freeze(sound.tokens))
-    return round_positions(larger, second.rounding)
+    return round_positions(larger, second.positions)
 
 
 def renoise(state: AVState, sigma: float, generators: Generators) -> AVState:

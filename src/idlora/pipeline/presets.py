@@ -27,7 +27,7 @@ def _guided(generation: Generation) -> Guidance:
 def _one_stage(base: Settings, generation: Generation) -> Settings:
     """30 Euler steps, all four guidance terms, the spread pulled back by 0.7."""
     plain = replace(base, sampler="euler", shift="fixed", num_inference_steps=30, sigmas=())
-    plain = replace(plain, rounding="none", official_noise=False, distilled=0.0, refine=Refinement())
+    plain = replace(plain, positions="fp32", official_noise=False, distilled=0.0, refine=Refinement())
     return replace(plain, guidance=_guided(generation))
 
 
@@ -55,7 +55,7 @@ def _distilled(base: Settings, generation: Generation) -> Settings:
 def _official(base: Settings, generation: Generation) -> Settings:
     """Scales, schedule, positions, noise and seed of the official one-stage script, for comparison."""
     guidance = Guidance(stg=STGuidance(blocks=(generation.official_stg_block,)))
-    settings = replace(_one_stage(base, generation), guidance=guidance, rounding="bf16-inference")
+    settings = replace(_one_stage(base, generation), guidance=guidance, positions="bf16-inference")
     return replace(settings, official_noise=True, seed=OFFICIAL_SEED, mask_reference_to_video=False)
 
 

@@ -39,7 +39,7 @@ class Options(TypedDict, total=False):
     shift: Shift
     guidance: Guidance
     mask_reference_to_video: bool
-    rounding: Rounding
+    positions: Rounding
     official_noise: bool
     max_voice_seconds: float
     clean_voice: bool
@@ -94,7 +94,7 @@ class Settings:
         shift: `fixed` takes the schedule of 4,096 video tokens at every size, `by-size` the tokens there are.
         guidance: all terms.
         mask_reference_to_video: no video token attends to the reference.
-        rounding: reproduces a rounding of positions in the official code.
+        positions: `fp32`, or rounded as the official code does (`bf16-inference`, `bf16-training`).
         official_noise: draws reference and target in one go, as the official code does.
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
         clean_voice: takes noise out of the voice first (RNNoise, the extra `clean`).
@@ -120,7 +120,7 @@ class Settings:
     shift: Shift = "fixed"
     guidance: Guidance = Guidance()
     mask_reference_to_video: bool = False
-    rounding: Rounding = "none"
+    positions: Rounding = "fp32"
     official_noise: bool = False
     max_voice_seconds: float = 5.0
     clean_voice: bool = False

@@ -64,12 +64,12 @@ class Objective:
         per_sample: give every sample of a batch the same weight (see `masked_loss`).
     """
 
-    rounding: Rounding = "none"
+    rounding: Rounding = "fp32"
     audio_weight: float = 1.0
     per_sample: bool = False
 
 
-def training_state(batch: TrainingBatch, rounding: Rounding = "none") -> AVState:
+def training_state(batch: TrainingBatch, rounding: Rounding = "fp32") -> AVState:
     """The network's input: noisy tokens at their timesteps, the reference in front of the audio."""
     return round_positions(AVState(_video_state(batch), _audio_state(batch)), rounding)
 
