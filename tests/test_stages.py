@@ -17,7 +17,7 @@ from idlora.errors import InputError, SettingsError, WeightsError
 from idlora.networks.adapter import IDENTITY, AdapterWeights, fuse_adapter, read_adapter, write_adapter
 from idlora.networks.joint import JointModel
 from idlora.networks.stack import DISTILLED, AdapterStack
-from idlora.pipeline import IDLoraPipeline, Refinement, Settings
+from idlora.pipeline import IDLoraPipeline, Placement, Refinement, Settings
 from idlora.pipeline.generation import stages
 from tiny_pipeline import CARD, GUIDANCE, PICTURE, PROMPT, voice
 
@@ -163,3 +163,57 @@ def test_an_adapter_of_another_generation_is_refused() -> None:
     weights = random_adapter(network, 1)
     with pytest.raises(WeightsError, match=r"made for LTX-2\.0, the model is LTX-2\.3"):
         AdapterStack(network).add(IDENTITY, AdapterWeights(weights.layers, {"generation": "2.0"}))
+
+
+def test_a_fused_stack_is_its_sum_and_stays() -> None:
+    network, other = tiny.fresh_transformer("2.3"), tiny.fresh_transformer("2.3")
+    weights = {name: random_adapter(network, seed) for seed, name in enumerate((IDENTITY, DISTILLED, "style 1"))}
+    apart, stack = AdapterStack(other), AdapterStack(None, lambda: network)
+    for each in (apart, stack):
+        for name, strength in ((IDENTITY, 1.0), (DISTILLED, 0.5), ("style 1", 2.0)):
+            each.add(name, weights[name], strength)
+    stack.fuse(IDENTITY)  # before the transformer comes, and after
+    stack.attach(network)
+    stack.fuse("style 1")
+    torch.testing.assert_close(audio_of(network), audio_of(other), rtol=0, atol=3e-5)
+    assert stack.fused == {IDENTITY, "style 1"}
+    assert stack.strengths == apart.strengths
+    assert stack.get(IDENTITY) is None
+    with stack.at({DISTILLED: 0.0}), apart.at({DISTILLED: 0.0}):
+        torch.testing.assert_close(audio_of(network), audio_of(other), rtol=0, atol=3e-5)
+    with pytest.raises(WeightsError, match="already"):
+        stack.add("style 1", weights["style 1"])
+
+
+@pytest.mark.parametrize("where", ["whole", "stream"])
+def test_a_pipeline_with_fused_adapters_makes_nearly_the_same_clip(where: Any, tmp_path: Path) -> None:
+    made = tiny_pipeline.real_components("2.3")
+    IDLoraPipeline(made, CARD, tiny_pipeline.adapter_for(made.transformer)).save_pretrained(tmp_path / "model")
+    apart, fused = (IDLoraPipeline.from_pretrained(tmp_path / "model", placement=Placement(where)) for _ in range(2))
+    fused.fuse_adapters()
+    clips = [each(PROMPT, image=PICTURE, voice=voice(), settings=WHOLE) for each in (apart, fused)]
+    np.testing.assert_allclose(clips[0].audio, clips[1].audio, atol=1e-3)
+    assert clips[1].provenance["model"]["fused"] == [IDENTITY]
+    assert clips[0].provenance["model"]["fused"] == []
+    fused.save_pretrained(tmp_path / "fused")
+    again = IDLoraPipeline.from_pretrained(tmp_path / "fused")
+    assert again.adapters.strengths == {}
+    no_adapter = again(PROMPT, image=PICTURE, voice=voice(), settings=WHOLE)
+    np.testing.assert_allclose(no_adapter.audio, clips[1].audio, atol=1e-3)
+
+
+def test_what_is_fused_cannot_be_left_out(pipe: IDLoraPipeline) -> None:
+    pipe.fuse_adapters()
+    assert pipe.adapters.fused == {IDENTITY}  # the distilled one changes by stage
+    with pytest.raises(SettingsError, match="second stage works without"):
+        pipe(PROMPT, settings=replace(WHOLE, refine=REFINE))
+    identity = replace(GUIDANCE.identity, adapter_off=True)
+    with pytest.raises(SettingsError, match="pass without reference"):
+        pipe(PROMPT, voice=voice(), settings=replace(WHOLE, guidance=replace(GUIDANCE, identity=identity)))
+
+
+def test_weights_in_few_bits_are_not_added_to() -> None:
+    made = tiny_pipeline.real_components("2.3")
+    pipe = IDLoraPipeline(made, CARD, tiny_pipeline.adapter_for(made.transformer), placement=Placement(storage="fp8"))
+    with pytest.raises(SettingsError, match="kept in fp8"):
+        pipe.fuse_adapters()

@@ -99,6 +99,8 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
         pipe.add_adapter("distilled", values["distilled"])
     for number, style in enumerate(values["style"] or (), 1):
         pipe.add_adapter(f"style {number}", *style_of(style))
+    if values["fuse"]:
+        pipe.fuse_adapters()
     return pipe
 
 

@@ -301,7 +301,12 @@ class Fused:
 
 
 def fuse_adapter(
-    transformer: Any, weights: AdapterWeights, strength: float = 1.0, precision: Precision = "fp32"
+    transformer: Any,
+    weights: AdapterWeights,
+    strength: float = 1.0,
+    precision: Precision = "fp32",
+    *,
+    keep: bool = True,
 ) -> Fused:
     """Add strength * B A to the weights.
 
@@ -311,9 +316,10 @@ def fuse_adapter(
         strength: 1 = as trained.
         precision: `fp32` computes and adds in float32; `official-bf16` rounds strength * B, the product and the sum to
             bfloat16, as the official loader does.
+        keep: a copy of the weights that are changed, for undoing.
 
     Returns:
-        A record that can undo the fusion; it keeps a copy of the changed weights in memory.
+        A record that can undo the fusion if the weights were kept.
 
     Raises:
         WeightsError: the adapter is one of another network, or weights are kept in few bits, which cannot be added to;
@@ -327,7 +333,8 @@ def fuse_adapter(
     with torch.no_grad():
         for name, layer in weights.layers.items():
             weight = _linear(transformer, name).weight
-            originals[name] = weight.detach().clone()
+            if keep:
+                originals[name] = weight.detach().clone()
             a, b = layer.a.to(weight.device, dtype), layer.b.to(weight.device, dtype)
             weight.copy_(weight.to(dtype) + (b * strength) @ a)
     return Fused(transformer, originals)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 from idlora.errors import WeightsError
-from idlora.networks.adapter import IDENTITY, Adapter, AdapterWeights, check_adapter, inject_adapter
+from idlora.networks.adapter import IDENTITY, Adapter, AdapterWeights, check_adapter, fuse_adapter, inject_adapter
 
 DISTILLED = "distilled"
 
@@ -25,6 +25,8 @@ class AdapterStack:
         self._transformer, self._shapes = transformer, shapes
         self._adapters: dict[str, Adapter] = {}
         self._waiting: dict[str, tuple[AdapterWeights, float]] = {}
+        self._fused: dict[str, float] = {}
+        self._to_fuse: list[str] = []
 
     def attach(self, transformer: Any) -> None:
         """Put those that wait into the transformer that has come."""
@@ -32,6 +34,28 @@ class AdapterStack:
         waiting, self._waiting = self._waiting, {}
         for name, (weights, strength) in waiting.items():
             self.add(name, weights, strength)
+        to_fuse, self._to_fuse = self._to_fuse, []
+        for name in to_fuse:
+            self.fuse(name)
+
+    def fuse(self, name: str) -> None:
+        """Add an adapter to the weights for good, at its strength; it is no branch any more.
+
+        Raises:
+            WeightsError: the weights are kept in few bits.
+        """
+        if self._transformer is None:
+            self._to_fuse.append(name)
+        elif name in self._adapters:
+            adapter = self._adapters.pop(name)
+            weights, self._fused[name] = adapter.weights(), adapter.strength
+            adapter.remove()
+            fuse_adapter(self._transformer, weights, adapter.strength, keep=False)
+
+    @property
+    def fused(self) -> frozenset[str]:
+        """Those that are in the weights, or will be."""
+        return frozenset(self._fused) | frozenset(self._to_fuse)
 
     def add(self, name: str, weights: AdapterWeights, strength: float = 1.0) -> None:
         """Put one more in, beside those that are there.
@@ -39,6 +63,8 @@ class AdapterStack:
         Raises:
             WeightsError: it is one of another network, or there is one of that name.
         """
+        if name in self._fused:
+            raise WeightsError(f"there is an adapter {name!r} in the weights already; give this one another name")
         if self._transformer is not None:
             self._adapters[name] = inject_adapter(self._transformer, weights, strength, name=name)
             return
@@ -56,7 +82,7 @@ class AdapterStack:
     def strengths(self) -> dict[str, float]:
         """How strong each one is now, or will be."""
         waiting = {name: strength for name, (_, strength) in self._waiting.items()}
-        return waiting | {name: adapter.strength for name, adapter in self._adapters.items()}
+        return waiting | self._fused | {name: adapter.strength for name, adapter in self._adapters.items()}
 
     @contextmanager
     def at(self, strengths: Mapping[str, float]) -> Iterator[None]:
@@ -74,7 +100,7 @@ class AdapterStack:
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """The transformer without any branches inside this context."""
+        """The transformer without any branches inside this context; what is fused stays."""
         kept = {name: (adapter.weights(), adapter.strength) for name, adapter in self._adapters.items()}
         for adapter in self._adapters.values():
             adapter.remove()

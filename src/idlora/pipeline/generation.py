@@ -20,7 +20,7 @@ from idlora.core.reference import attach_reference, detach_reference
 from idlora.core.samplers import Callback, sample_euler, sample_res2s
 from idlora.core.schedules import DEFAULT_TOKENS, ltx2_sigmas
 from idlora.core.state import AVState, LatentState, Masking
-from idlora.errors import InputError, WeightsError
+from idlora.errors import WeightsError
 from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.joint import JointModel
@@ -196,17 +196,6 @@ def stages(settings: Settings) -> tuple[Settings, ...]:
 def grid_step(settings: Settings, codecs: Codecs) -> int:
     """Pixels that a side must be a multiple of: a latent cell, or two if the first stage is half the size."""
     return int(codecs.video.vae.spatial_compression_ratio) * len(stages(settings))
-
-
-def check_size(settings: Settings, codecs: Codecs) -> None:
-    """Refuse a size that the model, or the half-size first stage, cannot make (InputError)."""
-    ratio = grid_step(settings, codecs)
-    for name in ("height", "width"):
-        side = getattr(settings, name)
-        if settings.refine.sigmas and (side % ratio or side < 2 * ratio):
-            nearest = max(2, round(side / ratio)) * ratio
-            raise InputError(f"{name} {side}: in two stages it must be a multiple of {ratio}; use {nearest}")
-    codecs.grid(settings)
 
 
 def upscale(

@@ -28,12 +28,12 @@ from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED
 from idlora.networks.text import PromptTokens
 from idlora.pipeline.card import ModelCard, published_card, read_card, write_card
+from idlora.pipeline.checks import check_adapters, check_size, check_upscaler
 from idlora.pipeline.components import UPSAMPLER, Components, adapters_of, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
     Media,
     Sampling,
-    check_size,
     decode,
     denoise,
     grid_step,
@@ -61,7 +61,7 @@ from idlora.pipeline.output import Result
 from idlora.pipeline.placement import WHOLE, Placement, Residence
 from idlora.pipeline.settings import Options, Settings, settings_to_json, with_options
 from idlora.pipeline.sources import PACKAGED, Parts, digests_of, is_distilled, load_model, model_path
-from idlora.pipeline.texts import READERS, PromptReader, TextCache, Texts, joined
+from idlora.pipeline.texts import READERS, PromptReader, TextCache, Texts, joined, told_cuts
 
 _ADAPTER_NAME = "adapter.safetensors"
 
@@ -165,6 +165,19 @@ class IDLoraPipeline:
         self._origins = lambda: {**before(), added.name: sha256_of(added)}
         self.__dict__.pop("digests", None)
 
+    def fuse_adapters(self) -> None:
+        """Add identity adapter and styles, not the distilled one, to the weights for good, in float32 arithmetic.
+
+        Passes get faster, strengths stay as they are; two stages need the identity adapter apart.
+
+        Raises:
+            SettingsError: the transformer is kept in few bits, which cannot be added to.
+        """
+        self._require_full_storage()
+        for name in self.adapters.strengths:
+            if name != DISTILLED:
+                self.adapters.fuse(name)
+
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write the model in diffusers' layout, all weights as safetensors; an older model there is replaced.
 
@@ -178,7 +191,8 @@ class IDLoraPipeline:
             OutputError: the folder holds something else or cannot be written; then nothing has changed.
             SettingsError: the transformer is kept in few bits, from which its weights do not come back.
         """
-        self._modules_in_full()
+        self._require_full_storage()
+        self.components.modules()
         with replacing_folder(Path(folder)) as fresh:
             identity = self.adapters.get(IDENTITY)
             if identity:
@@ -195,14 +209,14 @@ class IDLoraPipeline:
             OutputError: the file cannot be written.
             SettingsError: the transformer is kept in few bits.
         """
-        modules = self._modules_in_full()
+        self._require_full_storage()
+        modules = self.components.modules()
         with self.adapters.bare():
             write_single_file(Path(path), modules, dtype)
 
-    def _modules_in_full(self) -> dict[str, Any]:
+    def _require_full_storage(self) -> None:
         if (storage := self.residence.placement.storage) != "full":
-            raise SettingsError(f"the transformer is kept in {storage}; load it with the storage full to save it")
-        return self.components.modules()
+            raise SettingsError(f"the transformer is kept in {storage}; load it with the storage full for that")
 
     def __call__(
         self,
@@ -261,7 +275,7 @@ class IDLoraPipeline:
                 audio=audio,
                 sample_rate=media.sample_rate,
                 settings=inputs.settings,
-                notes=self._notes(inputs),
+                notes=(*inputs.notes, *told_cuts(inputs, self.tokens)),
                 timings=meter.seconds,
                 peak_bytes=meter.peak_bytes,
                 provenance=self._provenance(inputs),
@@ -290,14 +304,8 @@ class IDLoraPipeline:
     def check(self, settings: Settings) -> None:
         """Refuse before any work what these weights cannot do (InputError for a size, else SettingsError)."""
         check_size(settings, self.codecs)
-        if settings.refine.sigmas and UPSAMPLER not in self.components.names:
-            raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")
-        wanted = next((stage.distilled for stage in stages(settings) if stage.distilled), 0.0)
-        if wanted and DISTILLED not in self.adapters.strengths and not self.card.distilled:
-            raise SettingsError(
-                f"distilled strength {wanted:g} needs the distilled adapter: give its file (--distilled), or set the "
-                "strength to 0 if the weights themselves are distilled"
-            )
+        check_upscaler(settings, there=UPSAMPLER in self.components.names)
+        check_adapters(settings, self.adapters, distilled_weights=self.card.distilled)
 
     def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
         """The encoded prompts of a batch; negative ones only if its guidance wants them."""
@@ -309,10 +317,7 @@ class IDLoraPipeline:
 
     @torch.no_grad()
     def learn_prompts(self, requests: Sequence[Request]) -> None:
-        """Read the prompts of clips that will be asked for into the text cache, if there is one: one load for all.
-
-        Those that cannot be used are passed over; asking for their clips tells why.
-        """
+        """Read the prompts of clips to come into the text cache, if there is one; what is none is passed over."""
         texts: dict[str, None] = {}
         for request in requests:
             with suppress(InputError):
@@ -377,14 +382,6 @@ class IDLoraPipeline:
             around_block=self.residence.around_block,
         )
 
-    def _notes(self, inputs: Inputs) -> tuple[str, ...]:
-        texts = {"prompt": inputs.prompt.text(), "negative prompt": inputs.settings.negative_prompt}
-        lengths = {name: self.tokens.num_tokens(text) for name, text in texts.items()}
-        limit = self.card.max_text_tokens
-        cut = [name for name, length in lengths.items() if length > limit]
-        told = (f"the {name} is {lengths[name]} tokens long: this model reads the first {limit}" for name in cut)
-        return (*inputs.notes, *told)
-
     def _provenance(self, inputs: Inputs) -> dict[str, Any]:
         model = {
             "name": self.card.name,
@@ -392,6 +389,7 @@ class IDLoraPipeline:
             "weights": self.digests,
             "adapter": self.card.adapter or None,
             "adapters": self.adapters.strengths,
+            "fused": sorted(self.adapters.fused),
             "dtype": str(self.components.dtype).removeprefix("torch."),
             "device": self.device.type,
             "storage": self.residence.placement.storage,

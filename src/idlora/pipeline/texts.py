@@ -21,6 +21,7 @@ from idlora.files import write_tensors
 from idlora.networks.joint import TextContext
 from idlora.networks.text import PromptEncoder, PromptTokens
 from idlora.pipeline.components import Components
+from idlora.pipeline.inputs import Inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import versions
 from idlora.pipeline.placement import Residence
@@ -53,6 +54,15 @@ def joined(contexts: Sequence[TextContext]) -> TextContext:
 def _mask(context: TextContext) -> Tensor:
     everything = torch.ones(context.video.shape[:2], dtype=torch.long, device=context.video.device)
     return everything if context.mask is None else context.mask.to(everything.dtype)
+
+
+def told_cuts(inputs: Inputs, tokens: PromptTokens) -> Iterator[str]:
+    """What is said of texts that the model does not read to their end."""
+    texts = {"prompt": inputs.prompt.text(), "negative prompt": inputs.settings.negative_prompt}
+    for name, text in texts.items():
+        length = tokens.num_tokens(text)
+        if length > tokens.max_length:
+            yield f"the {name} is {length} tokens long: this model reads the first {tokens.max_length}"
 
 
 def default_cache_folder() -> Path:
