@@ -32,6 +32,8 @@ _PACKAGES = (
     "pillow",
     "soundfile",
     "soxr",
+    "bitsandbytes",
+    "pyrnnoise",
 )
 
 

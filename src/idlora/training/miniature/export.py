@@ -34,10 +34,10 @@ def card() -> ModelCard:
             num_inference_steps=20,
             shift="by-size",
             guidance=Guidance(
-                text=TextGuidance(video=1.0, audio=3.0),
+                text=TextGuidance(video=1.0, audio=2.0),
                 identity=IdentityGuidance(scale=1.0),
                 stg=STGuidance(0.0, 0.0, blocks=(4,)),
-                modality=ModalityGuidance(1.0, 1.0),
+                modality=ModalityGuidance(video=3.0, audio=1.0),
             ),
             mask_reference_to_video=True,
         ),
