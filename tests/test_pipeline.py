@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich.progress
 import torch
 from hypothesis import given as drawn
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from idlora.core.samplers import Step
 from idlora.core.state import AVState
 from idlora.data.media import Voice
 from idlora.errors import Cancelled, InputError, MediaError, SettingsError
-from idlora.pipeline import IDLoraPipeline, Keyframe, Request
+from idlora.pipeline import IDLoraPipeline, Keyframe, Request, progress_bar
 from idlora.pipeline.generation import Sampling, denoise, noise, prepare, schedule, with_references
 from idlora.pipeline.inputs import read_inputs
 from idlora.pipeline.meter import Meter
@@ -295,3 +296,17 @@ def test_a_callback_sees_every_step_and_can_cancel() -> None:
 def test_what_cannot_be_used_is_refused(given: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         pipeline()(**{"prompt": PROMPT, **given})
+
+
+def test_a_bar_moves_with_the_steps_where_there_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[float, float | None]] = []
+
+    class Bar(rich.progress.Progress):
+        def update(self, task_id: Any, **changes: Any) -> None:
+            shown.append((changes["completed"], changes.get("total")))
+            super().update(task_id, **changes)
+
+    monkeypatch.setattr(rich.progress, "Progress", Bar)
+    with progress_bar("testing") as callback:
+        pipeline()(PROMPT, settings=SETTINGS, callback=callback)
+    assert shown == [(0, 2), (1, 2), (2, None)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from idlora.cli.generate import progress, quieten
+from idlora.cli.generate import quieten
 from idlora.cli.world import make_folder
 from idlora.errors import InputError
 
@@ -60,8 +60,10 @@ def packaged() -> AbstractContextManager[Path]:
 
 
 def _clip(pipe: IDLoraPipeline, inputs: tuple[str, Path, Path | None], settings: Settings, title: str) -> Result:
+    from idlora.pipeline import progress_bar
+
     prompt, portrait, voice = inputs
-    with progress(title) as callback:
+    with progress_bar(title) as callback:
         return pipe(prompt, image=portrait, voice=voice, settings=settings, callback=callback)
 
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from idlora.cli.options import TABLE, settings_json, with_options
 from idlora.errors import InputError, OutputError, SettingsError
 
 if TYPE_CHECKING:
-    from idlora.core.samplers import Callback, Step
     from idlora.networks.generations import Generation
     from idlora.pipeline import IDLoraPipeline, Keyframe, Parts, Placement, Settings, TextCache
     from idlora.pipeline.plan import Demand
@@ -34,7 +32,7 @@ def generate(**values: Any) -> None:
 
 
 def _one(values: dict[str, Any]) -> None:
-    from idlora.pipeline import Request
+    from idlora.pipeline import Request, progress_bar
 
     out: Path = values["out"]
     check_target(out)
@@ -42,7 +40,7 @@ def _one(values: dict[str, Any]) -> None:
     settings = chosen_settings(pipe, values)
     keyframes = tuple(keyframe_of(text) for text in values["keyframe"] or ())
     request = Request(values["prompt"], settings, values["image"], values["voice"], keyframes)
-    with progress("denoising") as callback:
+    with progress_bar() as callback:
         result = pipe.generate_batch([request], callback)[0]
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -217,20 +215,3 @@ def override(base: Settings, generation: Generation, values: Mapping[str, Any]) 
     if values["settings"] is not None:
         base = read_settings(values["settings"], base)
     return settings_from_json(settings_json(values), base)
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callback]:
-    """A bar on stderr that moves with each step; nothing where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-
-        def moved(step: Step) -> None:
-            bar.update(task, total=step.num_steps, completed=step.number)
-
-        yield moved
-        bar.update(task, completed=bar.tasks[0].total)  # a step is told of before it is taken

@@ -8,6 +8,7 @@ from idlora.pipeline.output import Result
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.placement import Placement
 from idlora.pipeline.presets import PRESETS, preset_settings
+from idlora.pipeline.progress import progress_bar
 from idlora.pipeline.settings import Refinement, Settings, read_settings, settings_from_json, settings_to_json
 from idlora.pipeline.sources import Parts
 from idlora.pipeline.texts import TextCache
@@ -26,6 +27,7 @@ __all__ = [
     "Settings",
     "TextCache",
     "preset_settings",
+    "progress_bar",
     "read_settings",
     "settings_from_json",
     "settings_to_json",

@@ -237,7 +237,7 @@ class IDLoraPipeline:
             voice: seconds of somebody's speech; None = any voice.
             keyframes: pictures for other frames than the first.
             settings: instead of the model's defaults.
-            callback: called before each step; returning False cancels.
+            callback: called before each step; returning False cancels. `progress_bar` has one.
             options: fields of `Settings` that differ from these.
 
         Raises:
