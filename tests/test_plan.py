@@ -79,11 +79,12 @@ def test_the_plan_of_a_folder_is_what_its_clip_takes(generation: str, settings: 
         assert demand.working[stage] == pytest.approx(found, rel=0.02), stage
 
 
-def test_a_published_size_is_planned_from_configurations_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    command = (
-        "plan --generation 2.3 --preset two-stage --height 512 --width 512 --frames 121 --device-memory 24GB --json"
-    )
-    assert main(command.split()) == 0
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_published_size_is_planned_from_configurations_alone(
+    generation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "plan --preset two-stage --height 512 --width 512 --frames 121 --device-memory 24GB --json"
+    assert main([*command.split(), "--generation", generation]) == 0
     told = json.loads(capsys.readouterr().out)
     assert isinstance(told["peak_bytes"], int)
     assert told["peak_bytes"] == max(stage["peak_bytes"] for stage in told["stages"]) <= 24e9 * (1 - HEADROOM)
@@ -93,7 +94,9 @@ def test_a_published_size_is_planned_from_configurations_alone(capsys: pytest.Ca
     whole = next(row for row in told["alternatives"] if row["placement"] == "whole")
     assert whole["peak_bytes"] > 70e9
     assert not whole["fits"]
-    assert told["components"]["transformer"]["parameters"] > 19e9
+    assert told["components"]["transformer"]["parameters"] > 18.8e9
+    smaller = [next(row for row in told["alternatives"] if row["placement"] == f"offload+{s}") for s in ("int8", "nf4")]
+    assert smaller[1]["peak_bytes"] < smaller[0]["peak_bytes"] < whole["peak_bytes"] / 2
 
 
 def _demand(**working: int) -> Demand:
