@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look at what `make demo` wrote: clips with picture and sound that are neither empty nor the same, and a picture."""
+"""Look at what `make demo` wrote: clips with picture and sound, neither empty nor the same, a picture, and words."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 from idlora.data.media import Video, read_image, read_video
 
 NUM_FRAMES, SIDE = 57, 96
+SIMILARITY = re.compile(
+    r"^speaker similarity to the voice: (0\.\d+) with the reference, (-?0\.\d+) without$", re.MULTILINE
+)
 
 
 def checked_clip(path: Path) -> Video:
@@ -26,8 +30,8 @@ def checked_clip(path: Path) -> Video:
     return clip
 
 
-def main(folder: Path) -> None:
-    """Check a folder written by `idlora demo`; exits 1 with a sentence if something is missing."""
+def main(folder: Path, printed: Path) -> None:
+    """Check a folder written by `idlora demo` and what it printed; exits 1 with a sentence if something is missing."""
     others = [path for path in sorted(folder.glob("*.mp4")) if path.name != "result.mp4"]
     pictures = sorted(folder.glob("*.png"))
     if not others or not pictures:
@@ -40,8 +44,11 @@ def main(folder: Path) -> None:
     for path in pictures:
         if np.ptp(np.asarray(read_image(path))) < 64:
             raise SystemExit(f"{path}: the picture is flat")
+    told = SIMILARITY.search(printed.read_text(encoding="utf-8"))
+    if told is None or not float(told[1]) > float(told[2]):
+        raise SystemExit(f"{printed}: no line tells that the voice is nearer with the reference than without")
     sys.stdout.write(f"{folder}: {1 + len(others)} clips and {len(pictures)} pictures are as promised\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -29,7 +29,7 @@ MAX_MEDIAN_FUNCTION_LINES = 12
 MAX_PARAMETERS = 7
 
 # Functions that need more parameters than the bar, with the reason.
-MANY_PARAMETERS: dict[str, str] = {}
+MANY_PARAMETERS = {"idlora.cli.miniature.train": "each is an option of the command"}
 
 # Dataclasses that change while they work, with the reason; every other one is a frozen record.
 MUTABLE = {"idlora.training.miniature.loop.Trainer": "keeps the state of an optimiser"}

@@ -9,9 +9,9 @@ import pytest
 
 from idlora.cli import main
 from idlora.data.media import read_video, write_png, write_wav
-from idlora.errors import InputError
+from idlora.errors import DeviceMemoryError, InputError
 from idlora.networks.generations import GENERATIONS
-from idlora.pipeline import jobs
+from idlora.pipeline import IDLoraPipeline, jobs
 from idlora.pipeline.jobs import read_jobs, run_jobs
 from signals import RATE, gradient_frames, tone
 from tiny_pipeline import SETTINGS, pipeline
@@ -101,6 +101,22 @@ def test_a_bad_line_is_told_and_stops_nothing(tmp_path: Path, line: Any, words: 
     outcomes = run_jobs(pipeline(), read_jobs(path, SETTINGS, GENERATION), tmp_path / "out")
     assert states(outcomes) == {"0001": "failed", "0002": "done"}
     assert words in outcomes[0].reason
+
+
+def test_a_clip_that_does_not_fit_the_device_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, make = pipeline(), IDLoraPipeline.generate_batch
+
+    def full(self: IDLoraPipeline, requests: Any) -> Any:
+        if requests[0].settings.num_frames > 9:
+            raise DeviceMemoryError("the device ran out of memory")
+        return make(self, requests)
+
+    monkeypatch.setattr(IDLoraPipeline, "generate_batch", full)
+    path = written(tmp_path, {"prompt": PROMPT, "settings": {"num_frames": 17}}, {"prompt": PROMPT})
+    outcomes = run_jobs(pipe, read_jobs(path, SETTINGS, GENERATION), tmp_path / "out")
+    assert states(outcomes) == {"0001": "failed", "0002": "done"}
+    assert "out of memory" in outcomes[0].reason
+    assert (tmp_path / "out" / "report.json").is_file()
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -153,6 +154,9 @@ def test_a_result_is_saved_with_a_sidecar_that_says_how_it_was_made(saved: Path,
     assert clip.frames.shape == result.video.shape
     assert clip.audio is not None
     assert sidecar.name == "clip.mp4.json"
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        assert container.metadata["ai_generated"] == "true"
+        assert "AI-generated" in container.metadata["comment"]
     text = sidecar.read_text(encoding="utf-8")
     said = json.loads(text)
     assert said["ai_generated"] is True

@@ -2,16 +2,19 @@
 """Every preset runs on every generation through the command line, from folders and from official single files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny_pipeline
 from idlora.cli import main
 from idlora.data.media import read_video, write_png, write_wav
 from idlora.networks.adapter import write_adapter
 from idlora.networks.single_file import write_upsampler
-from idlora.pipeline import PRESETS, IDLoraPipeline
+from idlora.pipeline import PRESETS, IDLoraPipeline, Parts, Request, Settings
+from idlora.pipeline.card import CARD_NAME
 from signals import RATE, gradient_frames, tone
 
 GENERATIONS = ("2.0", "2.3", "2.5")
@@ -70,14 +73,37 @@ def test_every_preset_runs_from_a_folder(shelf: Path, tmp_path: Path, generation
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
-def test_a_single_file_makes_what_the_folder_makes(shelf: Path, tmp_path: Path, generation: str) -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_single_file_makes_what_the_folder_makes(shelf: Path, tmp_path: Path, generation: str, preset: str) -> None:
     parts = ("--text-encoder", shelf / generation / "text_encoder")
     upscaler = ("--upsampler", shelf / f"upscaler-{generation}.safetensors")
-    preset = ("--preset", "two-stage", "--steps", "2")
+    options = ("--preset", preset, *FEW_STEPS.get(preset, ("--steps", "2")))
     first, second = tmp_path / "first.mp4", tmp_path / "second.mp4"
-    assert generate(shelf, generation, shelf / generation, first, *preset) == 0
-    assert generate(shelf, generation, shelf / f"{generation}.safetensors", second, *preset, *parts, *upscaler) == 0
+    assert generate(shelf, generation, shelf / generation, first, *options) == 0
+    assert generate(shelf, generation, shelf / f"{generation}.safetensors", second, *options, *parts, *upscaler) == 0
     assert first.read_bytes() == second.read_bytes()
+    weights = json.loads(Path(f"{second}.json").read_text(encoding="utf-8"))["model"]["weights"]
+    assert {f"{generation}.safetensors", f"upsampler: upscaler-{generation}.safetensors"} <= set(weights)
+    assert any(name.startswith("text_encoder: ") for name in weights)
+
+
+def test_the_full_transformer_is_another_model_than_the_distilled_one(shelf: Path, tmp_path: Path) -> None:
+    model = tmp_path / "2.5"
+    shutil.copytree(shelf / "2.5", model)
+    (model / CARD_NAME).unlink()  # as published, where nothing says how a model wants to be used
+    tiny_pipeline.transformer("2.5").save_pretrained(model / "transformer_full")
+    distilled = IDLoraPipeline.from_pretrained(model)
+    full = IDLoraPipeline.from_pretrained(model, parts=Parts(transformer="transformer_full"))
+    assert [pipe.card.distilled for pipe in (distilled, full)] == [True, False]
+    assert distilled.card.defaults.sigmas
+    assert not full.card.defaults.sigmas
+    used = {name.split("/")[0] for name in full.digests}
+    assert "transformer_full" in used
+    assert "transformer" not in used
+    weights = [next(iter(pipe.components.transformer.parameters())) for pipe in (distilled, full)]
+    assert not torch.equal(*weights)
+    asked = Request("[SPEECH] river", Settings(num_frames=9, height=64, width=64, num_inference_steps=2))
+    assert distilled.record(asked) != full.record(asked)
 
 
 def test_faults_are_told_in_a_line(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

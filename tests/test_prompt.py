@@ -83,6 +83,8 @@ def test_a_good_prompt_needs_no_advice() -> None:
         (Prompt("a man"), "no [SPEECH], [SOUNDS]:"),
         (Prompt("", "one two", "calm"), "no [VISUAL]:"),
         (Prompt("", "one two", "calm"), "begins with the speech"),
+        (parse_prompt('"one two" says a man [SOUNDS] calm'), "begins with the speech"),
+        (parse_prompt('"Hello there" says a man at a desk'), "begins with the speech"),
         (Prompt("a man", "one two three four five six", "calm"), "6 words need about 2.4 s at 2.5 words a second"),
     ],
 )

@@ -32,6 +32,7 @@ def train(
     work: Work = Path("runs/miniature"),
     start: Annotated[Path | None, typer.Option("--from", help="Model folder to start from.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's number by default.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate; the recipe's by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws batches and noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     faster: Annotated[
@@ -49,7 +50,8 @@ def train(
 
     checked_device(device)
     schedule = stages.schedule_of(stage)
-    schedule = replace(schedule, steps=steps or schedule.steps, seed=seed)
+    rate = schedule.learning_rate if rate is None else rate
+    schedule = replace(schedule, steps=steps or schedule.steps, learning_rate=rate, seed=seed)
     shop = Workshop(work, start, device=device, workers=os.cpu_count() or 1)
     shop = replace(shop, compile=Faster.COMPILE in (faster or ()), bf16=Faster.BF16 in (faster or ()))
     logging.getLogger("idlora").setLevel(logging.INFO)

@@ -83,7 +83,7 @@ def advice(prompt: Prompt, seconds: float, words_per_second: float | None = None
     if missing:
         tags = ", ".join(f"[{name.upper()}]" for name in missing)
         found.append(f"the prompt has no {tags}: the model was trained on all three parts, so say that as well")
-    if not prompt.visual and prompt.speech:
+    if (prompt.speech and not prompt.visual) or _QUOTED.match(prompt.visual):
         found.append("the prompt begins with the speech, which is known to spoil the first half second: describe first")
     if words > pace * seconds:
         needed = words / pace

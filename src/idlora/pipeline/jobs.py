@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from idlora.errors import IDLoraError, InputError, SettingsError
+from idlora.errors import IDLoraError, InputError
 from idlora.files import write_text
 from idlora.networks.generations import Generation
 from idlora.pipeline.inputs import Keyframe, Request
@@ -134,7 +135,8 @@ def run_jobs(
         OutputError: a file cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pipe.learn_prompts([job.request for job in jobs if job.request and not (out / f"{job.name}.mp4").is_file()])
+    with suppress(IDLoraError):  # what stops every clip is told by each
+        pipe.learn_prompts([job.request for job in jobs if job.request and not (out / f"{job.name}.mp4").is_file()])
     outcomes: list[Outcome] = []
     for outcome in _outcomes(pipe, jobs, out):
         outcomes.append(outcome)
@@ -155,7 +157,7 @@ def _outcomes(pipe: IDLoraPipeline, jobs: list[Job], out: Path) -> Iterator[Outc
                 yield Outcome(job.name, "skipped")
                 continue
             result = pipe.generate_batch([job.request])[0]
-        except (InputError, SettingsError) as error:
+        except IDLoraError as error:
             yield Outcome(job.name, "failed", str(error))
             continue
         result.save(path)

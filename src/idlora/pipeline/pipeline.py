@@ -143,7 +143,7 @@ class IDLoraPipeline:
             file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
             card = replace(card, adapter="" if file is None else file.name)
-            origins = digests_of(path, file)
+            origins = digests_of(path, file, parts or Parts())
             if placement.where == "whole":  # all but what reads prompts, which may be known
                 components.load(name for name in components.names if name not in READERS)
         return cls(components, card, weights, device=device, placement=placement, origins=origins)

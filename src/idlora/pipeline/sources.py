@@ -209,21 +209,26 @@ def _load_upsampler(path: Path, dtype: torch.dtype) -> Any:
     return load_upsampler(path, dtype)
 
 
-def digests_of(source: Path, adapter: Path | None) -> Callable[[], Mapping[str, str]]:
+def digests_of(source: Path, adapter: Path | None, parts: Parts) -> Callable[[], Mapping[str, str]]:
     """What computes the digests of a model and its adapter: reading gigabytes waits until a sidecar wants them."""
 
     def digests() -> dict[str, str]:
-        found = weights_digests(source)
+        found = weights_digests(source, parts.transformer)
+        for role, place in (("text_encoder", parts.text_encoder), ("upsampler", parts.upsampler)):
+            if place is not None:
+                found |= {f"{role}: {name}": digest for name, digest in weights_digests(Path(place)).items()}
         return found if adapter is None or adapter.parent == source else found | {adapter.name: sha256_of(adapter)}
 
     return digests
 
 
-def weights_digests(source: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of every safetensors file below a folder by its relative path."""
+def weights_digests(source: Path, transformer: str = Parts.transformer) -> dict[str, str]:
+    """SHA-256 of a file, or of every safetensors file below a folder but those of other transformers, by its path."""
     if source.is_file():
         return {source.name: _digest(source)}
-    return {path.relative_to(source).as_posix(): _digest(path) for path in sorted(source.rglob("*.safetensors"))}
+    names = sorted(path.relative_to(source) for path in source.rglob("*.safetensors"))
+    used = [name for name in names if name.parts[0] == transformer or not name.parts[0].startswith(Parts.transformer)]
+    return {name.as_posix(): _digest(source / name) for name in used}
 
 
 def _digest(path: Path) -> str:
