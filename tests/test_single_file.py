@@ -2,6 +2,8 @@
 """Official single files: full-size names and shapes on the meta device, and tiny models there and back."""
 
 import json
+import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,20 @@ def test_published_sizes_are_those_of_the_converted_models(generation: str) -> N
         assert {key: plain(built[key]) for key in config} == config
 
 
-@BOTH
-@pytest.mark.parametrize("component", COMPONENTS)
+RENAMED = [
+    (generation, name.removesuffix("_renames"))
+    for generation in ("2.0", "2.3", "2.5")
+    for name in stored(f"config_{generation}")
+    if name.endswith("_renames")
+]
+
+
+def test_renames_are_given_for_what_a_file_holds() -> None:
+    assert {pair for pair in RENAMED if pair[0] != "2.5"} == set(product(("2.0", "2.3"), COMPONENTS))
+    assert {name for generation, name in RENAMED if generation == "2.5"} == set(COMPONENTS) - {"connectors"}
+
+
+@pytest.mark.parametrize(("generation", "component"), RENAMED)
 def test_every_full_size_name_has_one_official_name(generation: str, component: str) -> None:
     names = list(PUBLISHED[generation][component].on_meta().state_dict())
     official = official_keys(component, names)
@@ -51,17 +65,18 @@ def test_every_full_size_name_has_one_official_name(generation: str, component: 
     assert component_keys(component, official.values()) == {there: name for name, there in official.items()}
 
 
-@BOTH
-@pytest.mark.parametrize("component", ["connectors", "vae", "audio_vae", "vocoder"])
+@pytest.mark.parametrize(("generation", "component"), RENAMED)
 def test_renames_are_the_published_ones(generation: str, component: str) -> None:
     """The converter that made the diffusers folders replaces substrings in this order; its result must be ours."""
     renames: dict[str, str] = stored(f"config_{generation}")[f"{component}_renames"]
     names = list(PUBLISHED[generation][component].on_meta().state_dict())
-    prefix = {"vae": "vae.", "audio_vae": "audio_vae.", "vocoder": "vocoder.", "connectors": ""}[component]
+    prefix = {"vae": "vae.", "audio_vae": "audio_vae.", "vocoder": "vocoder."}.get(component, "")
     for name, official in official_keys(component, names).items():
         converted = official.removeprefix(prefix).removeprefix("model.diffusion_model.")
         if ".ups." in f".{converted}" and "ups" not in renames:  # the converter has code for it in 2.3
             converted = converted.replace("ups.", "upsamplers.")
+        if component == "transformer":  # here too, since the name is part of others
+            converted = re.sub("^(audio_)?adaln_single", r"\1time_embed", converted)
         for given, wanted in renames.items():
             converted = converted.replace(f"{given}.", f"{wanted}." if wanted else "") if given else converted
             converted = converted.removesuffix(given) + wanted if converted.endswith(given) else converted

@@ -42,22 +42,40 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", **SPECIAL)
 
 
+GEMMA = {
+    "vocab_size": len(WORDS) + len(SPECIAL),
+    "hidden_size": TEXT_DIM,
+    "intermediate_size": 32,
+    "num_hidden_layers": TEXT_LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+
+
 def text_encoder() -> Any:
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
-    config = Gemma3TextConfig(
-        vocab_size=len(WORDS) + len(SPECIAL),
-        hidden_size=TEXT_DIM,
-        intermediate_size=32,
-        num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
+    return Gemma3TextModel(Gemma3TextConfig(**GEMMA))
+
+
+def real_text_encoder(generation: str) -> Any:
+    """Of the class that the generation is published with, which sees pictures as well."""
+    import transformers
+
+    if generation == "2.5":
+        text = transformers.Gemma4UnifiedTextConfig(**GEMMA)
+        config = transformers.Gemma4UnifiedConfig(text_config=text.to_dict())
+        return transformers.Gemma4UnifiedForConditionalGeneration(config).eval()
+    eyes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = transformers.Gemma3TextConfig(**GEMMA)
+    config = transformers.Gemma3Config(
+        text_config=text.to_dict(), vision_config={**eyes, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
     )
-    return Gemma3TextModel(config)
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
 
 
 def connectors(generation: str) -> Any:
@@ -169,10 +187,14 @@ def upsampler(*, rational: bool = False) -> Any:
 
 
 def real_components(generation: str) -> Components:
-    """Components with the vocoder that the generation is published with, and an upscaler."""
+    """Components of the classes that the generation is published with, and an upscaler."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return components(generation).replaced(vocoder=real_vocoder(generation), latent_upsampler=upsampler())
+        return components(generation).replaced(
+            vocoder=real_vocoder(generation),
+            text_encoder=real_text_encoder(generation),
+            latent_upsampler=upsampler(),
+        )
 
 
 def adapter_for(network: Any, seed: int = 1) -> AdapterWeights:
