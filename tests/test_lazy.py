@@ -11,17 +11,14 @@ from idlora.errors import WeightsError
 from idlora.networks.adapter import write_adapter
 from idlora.pipeline import IDLoraPipeline, Placement
 from idlora.pipeline.components import load_components
-from tiny_pipeline import CARD, PICTURE, PROMPT, digest, voice
+from tiny_pipeline import PICTURE, PROMPT, digest, voice
 
 READERS = {"text_encoder", "connectors"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("lazy") / "model"
-    made = tiny_pipeline.real_components("2.3")
-    IDLoraPipeline(made, CARD, tiny_pipeline.adapter_for(made.transformer)).save_pretrained(where)
-    return where
+    return tiny_pipeline.saved_model(tmp_path_factory.mktemp("lazy") / "model")
 
 
 def clip(pipe: IDLoraPipeline, **options: Any) -> str:

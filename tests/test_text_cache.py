@@ -24,10 +24,7 @@ OTHER = 'a man says "coffee"'
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("cached") / "model"
-    made = tiny_pipeline.real_components("2.3")
-    IDLoraPipeline(made, CARD, tiny_pipeline.adapter_for(made.transformer)).save_pretrained(where)
-    return where
+    return tiny_pipeline.saved_model(tmp_path_factory.mktemp("cached") / "model")
 
 
 def load(folder: Path, cache: Path | None, **options: Any) -> tuple[IDLoraPipeline, list[str]]:

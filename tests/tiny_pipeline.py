@@ -4,6 +4,7 @@
 import hashlib
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -195,6 +196,13 @@ def real_components(generation: str) -> Components:
             text_encoder=real_text_encoder(generation),
             latent_upsampler=upsampler(),
         )
+
+
+def saved_model(folder: Path, generation: str = "2.3") -> Path:
+    """A model folder of the real classes, with an identity adapter."""
+    made = real_components(generation)
+    IDLoraPipeline(made, CARD, adapter_for(made.transformer)).save_pretrained(folder)
+    return folder
 
 
 def adapter_for(network: Any, seed: int = 1) -> AdapterWeights:

@@ -34,7 +34,7 @@ from idlora.pipeline.meter import Meter
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.placement import STAGES, STREAMED, Placement, Where, blocks_of
 from idlora.pipeline.settings import Settings
-from idlora.pipeline.texts import Texts
+from idlora.pipeline.texts import READERS, Texts
 
 IDENTITY_RANK, DISTILLED_RANK = 128, 384  # as published
 HEADROOM = 0.06  # of a device's memory: its context, what kernels take for themselves, gaps between tensors
@@ -105,9 +105,8 @@ class Demand:
         """
         if placement.where == "whole":
             return 0
-        readers = (*STAGES["text"], *STAGES["connect"])
         sizes = {name: each.resident(placement.storage) for name, each in self.weights.items()}
-        reading = sum(sizes.get(name, 0) for name in readers)
+        reading = sum(sizes.get(name, 0) for name in READERS)
         return max(reading, sum(sizes.values()) - reading)
 
     def peak_bytes(self, placement: Placement) -> int:

@@ -24,11 +24,11 @@ from idlora.pipeline.components import Components
 from idlora.pipeline.inputs import Inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import versions
-from idlora.pipeline.placement import Residence
+from idlora.pipeline.placement import STAGES, Residence
 
 logger = logging.getLogger(__name__)
 
-READERS = ("text_encoder", "connectors")
+READERS = (*STAGES["text"], *STAGES["connect"])
 AT_ONCE = 2  # prompts whose features, 0.4 GB each at full size, wait together for the connectors: one clip's
 CACHE_BYTES = 4 * 10**9
 
