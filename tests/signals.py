@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sounds, frames and damaged files that several tests share."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,15 @@ def tone(seconds: float, frequency: float = 440.0, rate: int = RATE, gain: float
     time = np.arange(round(seconds * rate)) / rate
     waves = [gain * np.sin(2 * np.pi * frequency * (1 + index) * time) for index in range(channels)]
     return np.stack(waves).astype(np.float32)
+
+
+def speech(seconds: float) -> Sound:
+    """Spoken words of the miniature world, (1, N)."""
+    from idlora.data.world.clip import render_sound
+    from idlora.data.world.speakers import clip
+
+    clips = [render_sound(clip("validation", index)).samples for index in range(math.ceil(seconds / 2))]
+    return np.concatenate(clips)[None, : round(seconds * RATE)].astype(np.float32)
 
 
 def gradient_frames(num_frames: int, height: int = 32, width: int = 48) -> Frames:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from idlora.data.media import Voice, prepare_voice, read_video, read_voice, videos, write_mp4
 from idlora.errors import InputError, MediaError, SettingsError
 from idlora.files import sha256_of
-from signals import RATE, gradient_frames, tone, truncated
+from signals import RATE, gradient_frames, speech, tone, truncated
 
 # --- the window that serves as the voice
 
@@ -34,6 +34,26 @@ def test_the_window_finds_the_speech(first: float) -> None:
     assert prepared.start == pytest.approx(first, abs=0.021)
     assert prepared.voice.samples.shape == (1, 5 * RATE)
     assert prepared.shortened
+
+
+@pytest.mark.parametrize("kind", ["white", "pink", "bursts"])
+def test_noise_as_loud_as_the_voice_is_no_speech(kind: str) -> None:
+    spoken = speech(5.5)
+    noise = np.random.default_rng(3).standard_normal(6 * RATE)
+    if kind == "pink":
+        spectrum = np.fft.rfft(noise)
+        noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(noise))
+    if kind == "bursts":
+        noise *= np.sin(np.arange(len(noise)) * 2 * np.pi * 4 / RATE) > 0
+    noise = (noise * spoken.std() / noise.std())[None].astype(np.float32)
+    prepared = prepare_voice(Voice(np.concatenate([noise, spoken, noise], axis=1), RATE))
+    assert 5.9 <= prepared.start <= 6.6
+
+
+def test_a_recording_without_any_pitch_is_judged_by_level() -> None:
+    whispered = np.random.default_rng(4).standard_normal((1, 12 * RATE)).astype(np.float32) * 0.01
+    whispered[:, 6 * RATE : 11 * RATE] *= 10
+    assert prepare_voice(Voice(whispered, RATE)).start == pytest.approx(6.0, abs=0.1)
 
 
 @given(gain=st.floats(0.02, 3.0))

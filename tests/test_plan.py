@@ -126,15 +126,24 @@ def test_the_fastest_placement_that_fits_is_chosen() -> None:
         choose(DEMAND, 200)
 
 
-@given(st.integers(1, 2000))
-def test_what_is_chosen_fits_and_nothing_faster_does(memory: int) -> None:
-    options = placements()
+def test_fewer_bits_come_before_streaming_where_the_storage_is_chosen_too() -> None:
+    # In place: 310, 310 - 3 * 40 + 5, 310 - 3 * 70 + 5 bytes of the transformer, and 30 for work.
+    chosen = {memory: str(choose(DEMAND, memory, "auto")) for memory in (2000, 640, 400, 300, 230)}
+    assert chosen == {2000: "whole", 640: "whole+tiled", 400: "offload", 300: "offload+fp8", 230: "offload+nf4"}
+    assert {each.where for each in placements("auto")[-6:]} == {"stream"}
+    with pytest.raises(SettingsError, match=r"make it smaller or shorter$"):
+        choose(DEMAND, 150, "auto")
+
+
+@given(st.integers(1, 2000), st.sampled_from(["full", "fp8", "auto"]))
+def test_what_is_chosen_fits_and_nothing_faster_does(memory: int, storage: Any) -> None:
+    options = placements(storage)
     fitting = [each for each in options if fits(DEMAND, each, memory)]
     if not fitting:
         with pytest.raises(SettingsError):
-            choose(DEMAND, memory)
+            choose(DEMAND, memory, storage)
         return
-    assert choose(DEMAND, memory) == fitting[0]
+    assert choose(DEMAND, memory, storage) == fitting[0]
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -130,14 +130,21 @@ def fitted_placement(values: Mapping[str, Any], parts: Parts, device: str) -> Pl
 
 
 def wanted_placement(values: Mapping[str, Any], demand: Demand | None, memory: int | None) -> Placement:
-    """The placement that the options name; of `auto` the fastest that fits, whole where nothing is to be fitted."""
+    """The placement that the options name; of `auto` the fastest that fits, whole where nothing is to be fitted.
+
+    A storage of `auto` is chosen with the place; without a choice of place it is `full`.
+    """
     from idlora.pipeline import Placement
     from idlora.pipeline.plan import choose
 
     where, storage, tiled = values["placement"], values["storage"], values["tiled"]
     if where != "auto" or demand is None or memory is None:
-        return Placement("whole" if where == "auto" else where, storage, tiled=bool(tiled))
-    chosen = choose(demand, memory, Placement(storage=storage).storage)
+        unfitted: dict[str, Any] = {
+            "where": "whole" if where == "auto" else where,
+            "storage": "full" if storage == "auto" else storage,
+        }
+        return Placement(**unfitted, tiled=bool(tiled))
+    chosen = choose(demand, memory, storage if storage == "auto" else Placement(storage=storage).storage)
     return chosen if tiled is None else replace(chosen, tiled=tiled)
 
 

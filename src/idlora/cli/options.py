@@ -43,7 +43,13 @@ class Row:
 
 PLACEMENT = (
     Row("--placement", str, "auto, or where networks are: whole, offload, stream.", MODEL, default="auto"),
-    Row("--storage", str, "Of the transformer: full; fp8, int8: eight bits; nf4: four.", MODEL, default="full"),
+    Row(
+        "--storage",
+        str,
+        "Of the transformer: full; fp8, int8: eight bits; nf4: four; auto: as fits.",
+        MODEL,
+        default="full",
+    ),
     Row("--tiled/--not-tiled", bool, "Decode the picture in tiles.", MODEL),
 )
 TABLE = (

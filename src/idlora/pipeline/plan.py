@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ HEADROOM = 0.06  # of a device's memory: its context, what kernels take for them
 META = torch.device("meta")
 _FEW = 2
 _TILED = "decode in tiles"
+_AUTO: tuple[Storage, ...] = ("full", "fp8", "nf4")
 _TWO_STEPS = (1.0, 0.5, 0.0)
 
 
@@ -114,9 +115,17 @@ class Demand:
         return max(self.peak(stage, placement) for stage in self.working)
 
 
-def placements(storage: Storage = "full") -> tuple[Placement, ...]:
-    """From the fastest to the one that needs least memory."""
-    return tuple(Placement(where, storage, tiled) for where in get_args(Where) for tiled in (False, True))
+def placements(storage: Storage | Literal["auto"] = "full") -> tuple[Placement, ...]:
+    """From the fastest to the one that needs least memory.
+
+    `auto` takes every storage that the others do not beat (int8 is as large as fp8 and coarser). Weights are kept in
+    fewer bits before their blocks are streamed, since a block that comes anew in each pass costs more time than its
+    rounding.
+    """
+    if storage != "auto":
+        return tuple(Placement(where, storage, tiled) for where in get_args(Where) for tiled in (False, True))
+    options = [each for storage in _AUTO for each in placements(storage)]
+    return tuple(sorted(options, key=lambda each: each.where == "stream"))
 
 
 def fits(demand: Demand, placement: Placement, device_memory: int) -> bool:
@@ -124,8 +133,8 @@ def fits(demand: Demand, placement: Placement, device_memory: int) -> bool:
     return demand.peak_bytes(placement) <= device_memory * (1 - HEADROOM)
 
 
-def choose(demand: Demand, device_memory: int, storage: Storage = "full") -> Placement:
-    """The fastest placement that fits a device of so many bytes.
+def choose(demand: Demand, device_memory: int, storage: Storage | Literal["auto"] = "full") -> Placement:
+    """The fastest placement that fits a device of so many bytes; `auto` chooses the storage as well.
 
     Raises:
         SettingsError: none fits.
@@ -134,7 +143,7 @@ def choose(demand: Demand, device_memory: int, storage: Storage = "full") -> Pla
         if fits(demand, placement, device_memory):
             return placement
     least = min(demand.peak_bytes(placement) for placement in placements(storage))
-    needed, less = least / (1 - HEADROOM) / 1e9, smaller_storage(storage)
+    needed, less = least / (1 - HEADROOM) / 1e9, None if storage == "auto" else smaller_storage(storage)
     raise SettingsError(
         f"{device_memory / 1e9:.2f} GB are too few: this clip takes a device of {needed:.2f} GB at least; make it "
         "smaller or shorter" + (f", or keep the transformer in less (--storage {less})" if less else "")

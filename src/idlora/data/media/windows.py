@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which seconds of a recording serve as the voice: the window with the most speech, found by level alone."""
+"""Which seconds of a recording serve as the voice: the window with the most speech, by level and voicing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ SILENCE_DB = -60.0
 
 _FRAME_SECONDS = 0.02
 _SPEECH_RANGE_DB = 35.0
+_PITCHES = (60, 400)  # Hz
+_NOISE = 0.4  # periodicity that noise reaches by chance
+_UNVOICED = 0.1  # of the activity counts without a pitch, so that whispered recordings are judged by level
+_CHUNK = 1024  # frames
+_TINY = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +48,10 @@ def prepare_voice(
 ) -> PreparedVoice:
     """Resample a voice to `rate` Hz and, if it is longer than `max_seconds`, keep its best window.
 
-    The best window has the largest sum of speech activity: the level of each 20 ms frame, clipped to the 35 dB below
-    the recording's 95th percentile and scaled to [0, 1]. The first of equal windows wins, so the choice is
-    deterministic, and it does not depend on the recording's gain.
+    The best window has the largest sum of speech activity over its frames of 20 ms: the level, clipped to the 35 dB
+    below the recording's 95th percentile and scaled to [0, 1], times how periodic the sound is at the pitches of
+    voices (see `_voicing`), so that noise as loud as the voice loses against it; music does not. The first of equal
+    windows wins, so the choice is deterministic, and it does not depend on the recording's gain.
 
     Raises:
         MediaError: the recording is shorter than `min_seconds` or silent.
@@ -62,8 +68,10 @@ def prepare_voice(
             f"the voice is silent: its loudest part is at {levels.max():.0f} dB, below {SILENCE_DB:.0f} dB; "
             "choose a recording with speech"
         )
-    first, last = _best_window(levels, samples.shape[1], rate, max_seconds)
-    return PreparedVoice(Voice(samples[:, first:last], rate), start=first / rate, total=voice.seconds)
+    length = round(max_seconds * rate)
+    first = 0 if samples.shape[1] <= length else _best_start(samples, levels, rate, length)
+    samples = samples[:, first : first + length]
+    return PreparedVoice(Voice(samples, rate), start=first / rate, total=voice.seconds)
 
 
 def _levels_db(samples: NDArray[np.float32], hop: int) -> NDArray[np.float64]:
@@ -76,15 +84,42 @@ def _levels_db(samples: NDArray[np.float32], hop: int) -> NDArray[np.float64]:
     return decibels
 
 
-def _best_window(levels: NDArray[np.float64], num_samples: int, rate: int, max_seconds: float) -> tuple[int, int]:
-    length = round(max_seconds * rate)
-    if num_samples <= length:
-        return 0, num_samples
+def _best_start(samples: NDArray[np.float32], levels: NDArray[np.float64], rate: int, length: int) -> int:
+    """First sample of the window of `length` samples with the most speech."""
     hop = int(_FRAME_SECONDS * rate)
     num_frames = min(length // hop, len(levels))
     activity = np.clip(1.0 + (levels - np.percentile(levels, 95)) / _SPEECH_RANGE_DB, 0.0, 1.0)
+    activity *= _UNVOICED + (1.0 - _UNVOICED) * _voicing(samples.mean(axis=0), rate, len(levels))
     sums = np.cumsum(np.concatenate([[0.0], activity]))
-    # Rounded, so that the order of summation cannot decide between equal windows.
-    scores = np.round(sums[num_frames:] - sums[:-num_frames], 9)
-    first = min(int(scores.argmax()) * hop, num_samples - length)
-    return first, first + length
+    # Rounded, so that neither the order of summation nor a gain can decide between equal windows.
+    scores = np.round(sums[num_frames:] - sums[:-num_frames], 3)
+    return int(min(scores.argmax() * hop, samples.shape[1] - length))
+
+
+def _voicing(samples: NDArray[np.float32], rate: int, num_frames: int) -> NDArray[np.float64]:
+    """How periodic each frame (num_frames,) of a sound (N,) is, from 0 to 1.
+
+    The greatest autocorrelation over the periods of 60 to 400 Hz in a window of two periods of the lowest, relative to
+    the energy and corrected for the window's taper (Boersma 1993): near 1 in vowels, 0.2 to 0.4 in noise.
+    """
+    hop, size = int(_FRAME_SECONDS * rate), round(2 * rate / _PITCHES[0])
+    shortest, longest = rate // _PITCHES[1], rate // _PITCHES[0]
+    window = np.hanning(size)
+    taper = _autocorrelation(window[None])[0]
+    padded = np.pad(samples, (0, size))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop][:num_frames]
+    peaks = np.empty(num_frames)
+    for start in range(0, num_frames, _CHUNK):
+        part = windows[start : start + _CHUNK].astype(np.float64)
+        found = _autocorrelation((part - part.mean(axis=1, keepdims=True)) * window)
+        found = found / np.maximum(found[:, :1], _TINY) / (taper / taper[0])
+        peaks[start : start + _CHUNK] = found[:, shortest:longest].max(axis=1)
+    return np.clip((peaks - _NOISE) / (1.0 - _NOISE), 0.0, 1.0)
+
+
+def _autocorrelation(windows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of windows (B, N) at the lags 0 to N - 1."""
+    size = windows.shape[1]
+    spectrum = np.fft.rfft(windows, 2 * size)
+    found: NDArray[np.float64] = np.fft.irfft(np.square(np.abs(spectrum)), 2 * size)[:, :size]
+    return found
