@@ -26,13 +26,15 @@ from idlora.core.guidance import (
 from idlora.core.positions import Rounding, audio_positions, reference_positions
 from idlora.core.reference import detach_reference, target_part
 from idlora.core.samplers import Step, sample_euler
-from idlora.core.schedules import logit_normal_sigmas, ltx2_sigmas, stretched_logit_normal_sigmas
+from idlora.core.schedules import logit_normal_sigmas, ltx2_sigmas, shift_mu, stretched_logit_normal_sigmas
 from idlora.core.state import AVState
 from idlora.core.tokens import tokens_to_audio
 from idlora.networks.adapter import check_adapter, fuse_adapter, inject_adapter
 from idlora.networks.checkpoints import to_official_key, transformer_keys
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.joint import JointModel, JointOptions, Prediction, TextContext
+from idlora.training.identity.module import TrainingModule
+from idlora.training.identity.presets import OFFICIAL
 from idlora.training.objective import Objective, TrainingBatch, TrainingStep, training_step
 from parity_inputs import (
     Generation,
@@ -193,11 +195,16 @@ def _compare_training_inputs(stored: Stored, batch: TrainingBatch, step: Trainin
 
 
 def _run_adapter_training(generation: Generation, stored: Stored, batch: TrainingBatch) -> None:
+    """The trainer's own module with the preset `official`; the vectors were made without rounded positions."""
     transformer = generation.transformer().requires_grad_(requires_grad=False)
     adapter = inject_adapter(transformer, generation.adapter(), trainable=True)
-    step = training_step(JointModel(transformer, MODES["masked"]), batch)
-    torch.autograd.backward(step.losses.total)
-    _compare_step(stored, "lora_masked", step)
+    adapter.make_trainable()
+    module = TrainingModule(transformer, replace(OFFICIAL, positions="fp32"), bf16=False)
+    losses = module(batch)
+    torch.autograd.backward(losses.total)
+    with torch.no_grad():
+        _compare_step(stored, "lora_masked", training_step(module.model, batch, module.objective))
+    stored.compare("trainer", "out.lora_masked.loss_total", losses.total.detach())
     norm = torch.stack([parameter.grad.norm() for parameter in adapter.parameters() if parameter.grad is not None])
     stored.compare("gradient norm", "out.lora_masked.grad_norm_all", norm.norm(), "gradient norm")
     gradients = {
@@ -251,7 +258,7 @@ def run_sigmas(_generation: Generation, stored: Stored) -> None:
         else:
             generator = torch.Generator().manual_seed(int(first.removeprefix("seed")))
             count = stored[key].shape[0]
-            stored.compare("training sigmas", key, draw(count, int(second.removeprefix("seqlen")), generator))
+            stored.compare("training sigmas", key, draw(count, shift_mu(int(second.removeprefix("seqlen"))), generator))
 
 
 @torch.no_grad()

@@ -29,10 +29,19 @@ MAX_MEDIAN_FUNCTION_LINES = 12
 MAX_PARAMETERS = 7
 
 # Functions that need more parameters than the bar, with the reason.
-MANY_PARAMETERS = {"idlora.cli.miniature.train": "each is an option of the command"}
+MANY_PARAMETERS = {
+    "idlora.cli.miniature.train": "each is an option of the command",
+    "idlora.cli.precompute.precompute": "each is an option of the command",
+}
+
+# Where files of others are read that exist as pickles alone: as tensors, never as programs.
+READS_PICKLED_TENSORS = {"idlora.training.latents.published"}
 
 # Dataclasses that change while they work, with the reason; every other one is a frozen record.
-MUTABLE = {"idlora.training.miniature.loop.Trainer": "keeps the state of an optimiser"}
+MUTABLE = {
+    "idlora.training.identity.journal.Tally": "gathers losses until the next line of the log",
+    "idlora.training.miniature.loop.Trainer": "keeps the state of an optimiser",
+}
 
 PUBLIC = [
     "Cancelled",
@@ -191,7 +200,10 @@ def _is_changing_record(node: ast.ClassDef) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_the_command_line_prints_and_nobody_touches_the_search_path(path: Path) -> None:
-    calls = [ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    nodes = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    if module_of(path) in READS_PICKLED_TENSORS:
+        nodes = [node for node in nodes if "weights_only=True" not in map(ast.unparse, node.keywords)]
+    calls = [ast.unparse(node.func) for node in nodes]
     assert "cli" in path.relative_to(PACKAGE).parts or "print" not in calls
     assert not [call for call in calls if call.startswith(("sys.path", "pickle.", "torch.load", "eval", "exec"))]
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "rehearsal.py"
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPT = BENCHMARKS / "rehearsal.py"
 TINY = "--scale tiny --device cpu --height 128 --width 128 --frames 9 --steps 1".split()
 
 
@@ -17,3 +20,12 @@ def test_the_rehearsal_tells_what_a_preset_costs() -> None:
     assert told["seconds"].keys() == {"text", "connect", "prepare", "denoise", "upscale", "refine", "decode"}
     assert told["weights_bytes"].keys() >= {"transformer", "text_encoder", "latent_upsampler"}
     assert (told["scale"], told["size"]) == ("tiny", [9, 128, 128])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a matter of POSIX")
+def test_killed_runs_tell_where_they_were_killed() -> None:
+    command = [sys.executable, str(BENCHMARKS / "kill_resume.py"), "--runs", "1", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (told["runs"], told["identical"], told["different"]) == (1, 1, {})
+    assert sum(told["kills_by_phase"].values()) == len(told["steps_at_kill"]) == sum(told["kills_by_run"])
+    assert told["versions"].keys() >= {"torch", "safetensors"}

@@ -32,8 +32,8 @@ OPTIONS = """
 --aspect --fps --steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
 --text-star/--no-text-star --text-interval --identity-scale --identity-base/--no-identity-base --identity-interval
 --stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --modality-video-scale --modality-audio-scale
---modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask --positions
---official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model
+--modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask
+--reference-text --positions --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
 --refine-strength --style --fuse/--keep-apart --device --dtype --text-cache --placement --storage --tiled/--not-tiled
 """.split()
@@ -72,6 +72,7 @@ EXAMPLES = {
     "sampler": "res2s",
     "shift": "by-size",
     "aspect": "picture",
+    "reference_text": "block",
     "positions": "bf16-training",
     "num_frames": 17,
     "height": 96,
@@ -115,7 +116,7 @@ def test_help_and_version_need_no_networks() -> None:
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("generate", "demo", "world"))
+    assert all(name in text for name in ("generate", "demo", "push", "world"))
 
 
 def test_an_adapter_is_described(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,7 +270,7 @@ def test_a_fault_of_the_user_is_one_line_and_leaves_nothing(
     assert sorted(rubbish.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [["generate"], ["nothing"], ["world"], ["world", "sample"]])
+@pytest.mark.parametrize("arguments", [["generate"], ["nothing"], ["push", "x"], ["world"], ["world", "sample"]])
 def test_a_command_that_is_not_complete_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     one_line(capsys)

@@ -48,6 +48,7 @@ any_settings = st.builds(
     shift=st.sampled_from(["fixed", "by-size"]),
     guidance=guidances,
     mask_reference_to_video=st.booleans(),
+    reference_text=st.sampled_from(["open", "average", "block"]),
     positions=st.sampled_from(["fp32", "bf16-inference", "bf16-training"]),
     official_noise=st.booleans(),
     aspect=st.sampled_from(["size", "picture"]),

@@ -6,6 +6,12 @@ A message names the value that was refused, the limit it broke and the remedy.
 
 from __future__ import annotations
 
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class IDLoraError(Exception):
     """Base of every error that a caller of `idlora` may want to catch."""
@@ -41,3 +47,10 @@ class Cancelled(IDLoraError):  # noqa: N818 - no error has happened
 
 class TrainingError(IDLoraError):
     """Training cannot go on: the loss is not finite, a stage that must come first is missing, data is damaged."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the nearest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names)}"

@@ -37,6 +37,7 @@ def _lines(told: dict[str, Any]) -> list[str]:
         f"layers: {told['layers']} {where}, {told['parameters'] / 1e6:.1f} M parameters",
         *(f"  {target}" for target in told["targets"]),
         f"generation: {told['generation'] or 'unknown'}",
-        *(f"{name}: {value}" for name, value in told["metadata"].items() if name not in ("generation", "targets")),
+        *(f"{heading}: {words}" for heading, words in told["training"].items()),
+        *(f"{name}: {value}" for name, value in told["others"].items()),
         *(f"not in the file: {words}" for words in told["unknown"]),
     ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from idlora.cli import adapter, demo, generate, miniature, plan, world
+from idlora.cli import adapter, demo, generate, miniature, plan, precompute, push, train, world
 
 app = typer.Typer(
     add_completion=False,
@@ -18,6 +18,9 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
+app.command("precompute")(precompute.precompute)
+app.command("train")(train.train)
+app.command("push")(push.push)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(world.app, name="world")
 app.add_typer(miniature.app, name="miniature")

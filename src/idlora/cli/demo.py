@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from idlora.cli.overview import Panel
     from idlora.data.media import Voice
     from idlora.pipeline import IDLoraPipeline, Result, Settings
+    from idlora.pipeline.overview import Panel
 
 PROMPT = "[VISUAL] a person in a quiet room [SPEECH] river garden coffee [SOUNDS] a calm voice, a quiet room"
 ASSETS = "data/world/assets"
@@ -33,9 +33,9 @@ def demo(
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same clips.")] = None,
 ) -> None:
     """A portrait and a voice that ship with the package become result.mp4; beside it the same without the reference."""
-    from idlora.cli.overview import overview
     from idlora.data.media import read_voice, write_png
     from idlora.pipeline import IDLoraPipeline
+    from idlora.pipeline.overview import overview
 
     make_folder(out)
     quieten()
@@ -68,7 +68,7 @@ def _clip(pipe: IDLoraPipeline, inputs: tuple[str, Path, Path | None], settings:
 
 
 def _panels(voice: Voice, result: Result, plain: Result) -> list[Panel]:
-    from idlora.cli.overview import Panel
+    from idlora.pipeline.overview import Panel
 
     return [
         Panel("the voice", voice.samples, voice.sample_rate),

@@ -74,6 +74,9 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder of the finished model, in diffusers' layout.")],
     work: Work = Path("runs/miniature"),
     start: Annotated[Path | None, typer.Option("--from", help="Model folder with what the work folder lacks.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Adapter that `idlora train` wrote, instead of --from's.")
+    ] = None,
     learned_vocoder: Annotated[
         bool, typer.Option("--learned-vocoder", help="With the trained LTX2Vocoder, not Griffin-Lim.")
     ] = False,
@@ -82,7 +85,7 @@ def export(
     from idlora.training.miniature import export as finished
     from idlora.training.miniature.workshop import Workshop
 
-    finished.export(Workshop(work, start), out, learned_vocoder=learned_vocoder)
+    finished.export(Workshop(work, start), out, adapter, learned_vocoder=learned_vocoder)
     print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()) / 1e6:.1f} MB")
 
 

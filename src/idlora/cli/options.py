@@ -102,6 +102,7 @@ TABLE = (
         SWITCHES,
         "mask_reference_to_video",
     ),
+    Row("--reference-text", str, "What the reference gets of the text: open, average, block.", CLIP, "reference_text"),
     Row("--positions", str, "fp32, or as the official code: bf16-inference, bf16-training.", CLIP, "positions"),
     Row(
         "--official-noise/--own-noise",

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from idlora.errors import InputError, OutputError
 
-if TYPE_CHECKING:
-    from idlora.data.world.clip import ClipSpec
-
 app = typer.Typer(help="The procedural world of talking heads.")
 CAPTIONS_NAME = "captions.json"
+MANIFEST_NAME = "manifest.jsonl"
 
 
 @app.callback()
@@ -31,6 +30,7 @@ def sample(
 ) -> None:
     """Write clips of training speakers as MP4, and their captions."""
     from idlora.data.world.captions import caption
+    from idlora.data.world.pairs import write_clip
     from idlora.data.world.speakers import clip
     from idlora.files import write_text
 
@@ -47,22 +47,43 @@ def sample(
     write_text(out / CAPTIONS_NAME, json.dumps(captions, indent=1) + "\n")
 
 
+@app.command()
+def pairs(
+    out: Annotated[Path, typer.Argument(help="Folder to write to; it is made if missing.")],
+    count: Annotated[int, typer.Option("--count", help="Number of pairs.")] = 3000,
+    split: Annotated[str, typer.Option("--split", help="Whose clips: train, validation or test.")] = "train",
+    first: Annotated[int, typer.Option("--first", help="Number of the first pair.")] = 0,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; one a processor.")] = None,
+) -> None:
+    """Write clips, another recording of each speaker, and manifest.jsonl: what an adapter is trained on.
+
+    What is there already is not made again, and pairs of an earlier call stay in the manifest.
+    """
+    from idlora.cli.bars import work_bar
+    from idlora.data.manifest import read_manifest, write_manifest
+    from idlora.data.world.pairs import PAIR_SPLITS, WorldPair, render_pairs
+
+    if count < 1 or first < 0:
+        raise InputError(f"{count} pairs from number {first}; ask for at least 1, from 0 on")
+    chosen = next((name for name in PAIR_SPLITS if name == split), None)
+    if chosen is None:
+        raise InputError(f"there is no split {split!r}; choose one of {', '.join(PAIR_SPLITS)}")
+    for folder in (out, out / "clips", out / "references"):
+        make_folder(folder)
+    wanted = [WorldPair(chosen, index) for index in range(first, first + count)]
+    with work_bar("rendering", len(wanted)) as moved:
+        for number in render_pairs(wanted, out, workers or os.cpu_count() or 1):
+            moved(number)
+    manifest = out / MANIFEST_NAME
+    known = {pair.id: pair for pair in read_manifest(manifest)[0]} if manifest.is_file() else {}
+    known |= {pair.id: pair for pair in (each.pair(out) for each in wanted)}
+    write_manifest(manifest, [known[name] for name in sorted(known)])
+    print(f"{manifest}: {len(known)} pairs, of which {len(wanted)} were asked for")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder where there is none (OutputError if that fails)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror or error}; choose another folder") from error
-
-
-def write_clip(path: Path, spec: ClipSpec) -> None:
-    """Render a clip and write it as MP4."""
-    import numpy as np
-
-    from idlora.data.media import write_mp4
-    from idlora.data.world.clip import FRAME_RATE, render_picture, render_sound
-    from idlora.data.world.voice import SAMPLE_RATE
-
-    sound = render_sound(spec)
-    samples = sound.samples.astype(np.float32)[None]
-    write_mp4(path, render_picture(spec, sound), FRAME_RATE, samples, SAMPLE_RATE)

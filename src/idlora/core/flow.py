@@ -31,8 +31,19 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, *, per_sample:
     The means run over the batch, so that samples with more such tokens weigh more, as in the official training;
     `per_sample` gives every sample the same weight instead.
     """
+    if per_sample:
+        return sample_losses(prediction, target, mask).mean()
+    error, weight = _weighted_error(prediction, target, mask)
+    return error.mean() / weight.mean()
+
+
+def sample_losses(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error (B,) of each sample over its tokens where the mask (B, T) is 1."""
+    error, weight = _weighted_error(prediction, target, mask)
+    return error.mean(1) / weight.mean(1)
+
+
+def _weighted_error(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     error = (prediction - target).square().mean(-1)  # (B, T)
     weight = mask.to(error.dtype)
-    if per_sample:
-        return ((error * weight).mean(1) / weight.mean(1)).mean()
-    return (error * weight).mean() / weight.mean()
+    return error * weight, weight

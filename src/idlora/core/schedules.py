@@ -38,9 +38,12 @@ def ltx2_sigmas(num_steps: int, num_tokens: int = DEFAULT_TOKENS) -> Tensor:
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
-def logit_normal_sigmas(num_samples: int, num_tokens: int, generator: torch.Generator) -> Tensor:
-    """Training sigmas of LTX-2.0, (num_samples,): sigmoid of N(mu, 1), mu by the number of video tokens."""
-    return torch.sigmoid(torch.randn(num_samples, generator=generator) + shift_mu(num_tokens))
+def logit_normal_sigmas(num_samples: int, mean: float, generator: torch.Generator, deviation: float = 1.0) -> Tensor:
+    """Training sigmas of LTX-2.0, (num_samples,): sigmoid of N(mean, deviation^2).
+
+    LTX-2 takes the mean `shift_mu(number of video tokens)` and the deviation 1.
+    """
+    return torch.sigmoid(torch.randn(num_samples, generator=generator) * deviation + mean)
 
 
 # Percentiles 99.9 and 0.5 of the standard normal distribution, between which 2.3 stretches its draws.
@@ -49,14 +52,15 @@ _EPSILON = 1e-3
 _UNIFORM_SHARE = 0.1
 
 
-def stretched_logit_normal_sigmas(num_samples: int, num_tokens: int, generator: torch.Generator) -> Tensor:
+def stretched_logit_normal_sigmas(
+    num_samples: int, mean: float, generator: torch.Generator, deviation: float = 1.0
+) -> Tensor:
     """Training sigmas of LTX-2.3, (num_samples,): the 2.0 draw stretched to [0, 1], one in ten replaced by a uniform.
 
     Draws below 1e-3 after stretching are reflected above it; uniform ones lie in [1e-3, 1].
     """
-    mu = shift_mu(num_tokens)
-    drawn = logit_normal_sigmas(num_samples, num_tokens, generator)
-    upper, lower = (torch.sigmoid(torch.tensor(mu + z)) for z in (_UPPER_Z, _LOWER_Z))
+    drawn = logit_normal_sigmas(num_samples, mean, generator, deviation)
+    upper, lower = (torch.sigmoid(torch.tensor(mean + z * deviation)) for z in (_UPPER_Z, _LOWER_Z))
     stretched = (drawn - lower) / (upper - lower)
     stretched = torch.where(stretched < _EPSILON, 2 * _EPSILON - stretched, stretched).clamp(0, 1)
     uniform = _EPSILON + (1 - _EPSILON) * torch.rand(num_samples, generator=generator)

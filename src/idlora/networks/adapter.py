@@ -159,6 +159,15 @@ class Adapter:
     def _branch(self, layer: Any) -> tuple[Any, Any]:
         return layer.lora_A[self.name], layer.lora_B[self.name]
 
+    def make_trainable(self) -> None:
+        """Want gradients, in float32 weights; the branches take their inputs as they are, without a float32 copy."""
+        for layer in self._layers.values():
+            layer.cast_input_dtype_enabled = False  # autocast brings both to one dtype
+            for part in self._branch(layer):
+                part.to(torch.float32)
+        for parameter in self.parameters():
+            parameter.requires_grad = True
+
     def set_strength(self, strength: float) -> None:
         """W x + strength * B A x from now on; 1 = as trained, 0 = the branches are not computed."""
         for layer in self._layers.values():
@@ -220,7 +229,9 @@ def _activate(layer: Any, names: list[str]) -> None:
         parameter.requires_grad_(requires_grad)
 
 
-def _inject(transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, str], name: str) -> Adapter:
+def _inject(
+    transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, str], name: str, dropout: float = 0.0
+) -> Adapter:
     """PEFT's branches at the named layers, with scale 1 everywhere."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -228,12 +239,13 @@ def _inject(transformer: Any, ranks: Mapping[str, int], metadata: Mapping[str, s
         raise WeightsError(f"there is an adapter {name!r} already; give this one another name")
     rank = max(ranks.values())
     odd = {layer: value for layer, value in ranks.items() if value != rank}
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=odd, alpha_pattern=odd)
+    patterns = {"rank_pattern": odd, "alpha_pattern": odd}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ranks), lora_dropout=dropout, **patterns)
     active = {layer: list(layer.active_adapters) for layer in transformer.modules() if hasattr(layer, "lora_A")}
     inject_adapter_in_model(config, transformer, adapter_name=name)
     layers = {layer: transformer.get_submodule(layer) for layer in ranks}
     compute = transformer.proj_in.weight.dtype
-    for changed in layers.values():  # PEFT takes the dtype of the layer, which may be stored in eight bits
+    for changed in layers.values():  # PEFT leaves them in float32 beside packed weights
         changed.lora_A[name].to(compute)
         changed.lora_B[name].to(compute)
     for each, names in active.items():  # PEFT makes the newest the only active one
@@ -248,6 +260,7 @@ def inject_adapter(
     *,
     name: str = IDENTITY,
     trainable: bool = False,
+    dropout: float = 0.0,
 ) -> Adapter:
     """Put an adapter beside its layers, and beside those that are there: W x + strength * B A x; 1 = as trained.
 
@@ -255,7 +268,7 @@ def inject_adapter(
         WeightsError: it is one of another network, or there is one of that name; nothing has been changed then.
     """
     check_adapter(transformer, weights)
-    adapter = _inject(transformer, weights.ranks, weights.metadata, name)
+    adapter = _inject(transformer, weights.ranks, weights.metadata, name, dropout)
     adapter.set_strength(strength)
     with torch.no_grad():
         for layer, branch in adapter.weights().layers.items():
@@ -272,15 +285,22 @@ def new_adapter(
     rank: int,
     targets: tuple[str, ...] = IDENTITY_TARGETS,
     metadata: Mapping[str, str] | None = None,
+    dropout: float = 0.0,
 ) -> Adapter:
     """A fresh trainable adapter (A random, B zero: no effect yet) on the target layers of every block.
 
     The transformer's own parameters are frozen. Seed torch's global generator for a reproducible start.
+
+    Raises:
+        WeightsError: a block has no such layer.
     """
     transformer.requires_grad_(requires_grad=False)
     blocks = range(len(transformer.transformer_blocks))
     names = [f"transformer_blocks.{block}.{target}" for block in blocks for target in targets]
-    return _inject(transformer, dict.fromkeys(names, rank), metadata or {}, IDENTITY)
+    missing = [name for name in names if _linear(transformer, name) is None]
+    if missing:
+        raise WeightsError(f"the model has no layers {_some(missing)}; name ends of linear layers of its blocks")
+    return _inject(transformer, dict.fromkeys(names, rank), metadata or {}, IDENTITY, dropout)
 
 
 Precision = Literal["fp32", "official-bf16"]
@@ -327,7 +347,9 @@ def fuse_adapter(
     """
     check_adapter(transformer, weights)
     if any(isinstance(_linear(transformer, name), PackedLinear) for name in weights.layers):
-        raise WeightsError("weights in int8 or nf4 cannot be added to; keep the adapter apart, or load them in full")
+        raise WeightsError(
+            "weights in fp8, int8 or nf4 cannot be added to; keep the adapter apart, or load them in full"
+        )
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     originals = {}
     with torch.no_grad():

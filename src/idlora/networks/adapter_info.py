@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from idlora.networks.adapter import IDENTITY_TARGETS, AdapterWeights, read_adapter
@@ -13,11 +14,49 @@ from idlora.networks.adapter import IDENTITY_TARGETS, AdapterWeights, read_adapt
 # Parts of layer names that only some generations have.
 _SINCE_2_3 = ("to_gate_logits", "prompt_adaln")
 _ONLY_2_0 = ("caption_projection",)
+# What a training run measures, in words.
+MEASURES: Mapping[str, str] = MappingProxyType(
+    {
+        "validation_loss": "loss of held-out samples (less is better)",
+        "speaker_similarity": "cosine of the voices of made and true clips (more is better)",
+        "word_error": "word error rate of made clips (less is better)",
+    }
+)
+# What `idlora train` writes into the metadata, in the order in which it is told.
+_HEADINGS: Mapping[str, str] = {
+    "base": "trained on",
+    "steps": "steps",
+    "alpha": "alpha",
+    "positions": "reference in time",
+    "rounding": "positions in training",
+    "mask_reference_to_video": "reference and picture",
+    "reference_text": "reference and text",
+    "data": "encoded pairs",
+    "seed": "seed",
+    "trained_by": "trained by",
+    **MEASURES,
+}
+_WORDS: Mapping[str, Mapping[str, str]] = {
+    "positions": {"negative": "before zero"},
+    "rounding": {
+        "fp32": "float32",
+        "bf16-training": "rounded to bfloat16 as the official training does",
+        "bf16-inference": "rounded to bfloat16 as the official inference does",
+    },
+    "mask_reference_to_video": {"true": "no video token sees the reference", "false": "video tokens see the reference"},
+    "reference_text": {
+        "open": "the reference attends to the text",
+        "average": "the reference gets the mean over all text tokens",
+        "block": "the reference gets nothing of the text",
+    },
+}
+_TOLD_OTHERWISE = ("format", "generation", "rank", "targets", *_HEADINGS)
 
 
 def describe_adapter(path: Path) -> dict[str, Any]:
     """Rank, layers, generation and training settings of an adapter's file, as JSON's own types.
 
+    `training` says in words what the metadata has of the training, `others` is the metadata that is not ours, and
     `unknown` lists in words what the file does not say.
 
     Raises:
@@ -38,6 +77,8 @@ def describe_adapter(path: Path) -> dict[str, Any]:
         "parameters": sum(layer.a.numel() + layer.b.numel() for layer in weights.layers.values()),
         "generation": generation,
         "metadata": dict(weights.metadata),
+        "training": training_in_words(weights.metadata),
+        "others": {name: value for name, value in weights.metadata.items() if name not in _TOLD_OTHERWISE},
         "unknown": list(_unknown(weights.metadata, generation)),
     }
 
@@ -49,6 +90,21 @@ def generation_in(weights: AdapterWeights) -> str | None:
     if any(part in target for target in weights.targets for part in _SINCE_2_3):
         return "2.3 or 2.5"
     return "2.0" if any(part in target for target in weights.targets for part in _ONLY_2_0) else None
+
+
+def training_in_words(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What our trainer wrote of a training, by headings; a value that has no words stays as it is."""
+    found = {
+        heading: _WORDS.get(name, {}).get(metadata[name], metadata[name])
+        for name, heading in _HEADINGS.items()
+        if name in metadata
+    }
+    if "alpha" in found and found["alpha"] != metadata.get("rank"):
+        found["alpha"] += f", rank {metadata.get('rank', 'unknown')}: the weights have their quotient in them"
+    if "data" in metadata:
+        digests = metadata["data"].split("+")
+        found[_HEADINGS["data"]] = f"SHA-256 {', '.join(digests)}"
+    return found
 
 
 def _unknown(metadata: Mapping[str, str], generation: str | None) -> list[str]:

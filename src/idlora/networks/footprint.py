@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -48,7 +48,7 @@ class Footprint(TorchDispatchMode):
         super().__init__()
         self.alive = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for module in modules for tensor in tensors_of(module)}
-        self._attention = _FusedAttention()
+        self._attention = _fused_attention()
 
     def __enter__(self) -> Self:
         self._attention.__enter__()
@@ -85,20 +85,38 @@ class Footprint(TorchDispatchMode):
         self.alive -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On the meta device attention takes what the fused kernels take: the scores are never there as a whole."""
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On the meta device attention takes what the fused kernels take: the scores are never there as a whole.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query: Tensor = args[0] if args else kwargs["query"]
-        if not query.is_meta:
-            return func(*args, **kwargs)
-        value: Tensor = args[2] if len(args) > 2 else kwargs["value"]
+    The function itself is replaced, since a mode rests in a backward pass, where blocks are computed again.
+    """
+    real = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attended: Tensor = (
+            _Attended.apply(query, key, value) if query.is_meta else real(query, key, value, *args, **kwargs)
+        )
+        return attended
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+class _Attended(torch.autograd.Function):
+    """Allocates what fused attention does, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         kept = torch.empty(*query.shape[:-1], _LSE_BYTES, dtype=torch.uint8, device="meta")
         out = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device="meta")
-        del kept
+        ctx.save_for_backward(query, key, value, out, kept)
         return out
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -78,6 +80,10 @@ class JointModel:
         generation: read from the transformer's configuration if not given.
         without_adapter: makes a context in which an injected adapter is switched off (`Adapter.disabled`).
         around_block: makes the context in which a block can run (`BlockStream.at`).
+
+    Attributes:
+        recomputed: so many blocks, the first ones, keep only what they are given and compute the rest again in the
+            backward pass; the transformer's own gradient checkpointing does so to all.
     """
 
     def __init__(
@@ -93,16 +99,23 @@ class JointModel:
         self.generation = generation or generation_of(transformer.config)
         self.without_adapter = without_adapter
         self.around_block = around_block
+        self.recomputed = 0
         self._block: Callable[..., tuple[Tensor, Tensor]] = block_forward
 
     def compile_blocks(self, **settings: Any) -> None:
         """Compile the block function once for all blocks; `settings` go to `torch.compile`."""
         self._block = torch.compile(block_forward, **settings)
 
+    def call_blocks(self) -> None:
+        """Run each block as the module that it is, so that what is hooked to its call (FSDP) takes place."""
+        for block in self.transformer.transformer_blocks:
+            block.forward = MethodType(block_forward, block)
+        self._block = _called
+
     def with_options(self, options: JointOptions) -> JointModel:
         """The same network under other options."""
         other = JointModel(self.transformer, options, self.generation, self.without_adapter, self.around_block)
-        other._block = self._block
+        other._block, other.recomputed = self._block, self.recomputed
         return other
 
     def velocity(self, state: AVState, sigma: Tensor | float, context: TextContext, run: Pass = PLAIN) -> Prediction:
@@ -129,8 +142,10 @@ class JointModel:
         plain, perturbed = self._block_options(state, run)
         for index, block in enumerate(net.transformer_blocks):
             chosen = perturbed if index in run.perturbed_blocks else plain
+            again = torch.is_grad_enabled() and (net.gradient_checkpointing or index < self.recomputed)
+            work = partial(checkpoint, self._block, use_reentrant=False) if again else self._block
             with self.around_block(block):
-                video, audio = self._run_block(block, (video, audio), streams, chosen)
+                video, audio = work(block, (video, audio), streams, chosen)
         video_layers = (net.scale_shift_table, net.norm_out, net.proj_out)
         audio_layers = (net.audio_scale_shift_table, net.audio_norm_out, net.audio_proj_out)
         return Prediction(
@@ -183,14 +198,6 @@ class JointModel:
         if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
         return self._dtype
-
-    def _run_block(
-        self, block: Any, xs: tuple[Tensor, Tensor], streams: tuple[StreamInputs, StreamInputs], options: BlockOptions
-    ) -> tuple[Tensor, Tensor]:
-        if self.transformer.gradient_checkpointing and torch.is_grad_enabled():
-            again: tuple[Tensor, Tensor] = checkpoint(self._block, block, xs, streams, options, use_reentrant=False)
-            return again
-        return self._block(block, xs, streams, options)
 
     def _block_options(self, state: AVState, run: Pass) -> tuple[BlockOptions, BlockOptions]:
         """Options of an ordinary block and of a perturbed one."""
@@ -268,6 +275,11 @@ class JointModel:
             prompt=None if prompt is None else _embed(prompt, own, dtype)[0],
             denoise=denoise,
         )
+
+
+def _called(block: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = block(*inputs)
+    return out
 
 
 def _chosen_text(run: Pass, positive: TextContext, negative: TextContext | None) -> TextContext:

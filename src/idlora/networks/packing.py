@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers of a transformer's blocks whose weights are kept in few bits and computed with as before."""
+"""Linear layers of a transformer's blocks whose weights are kept in few bits, computed with and trained through."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from idlora.errors import SettingsError
@@ -31,53 +32,111 @@ def stored_small(block: Any) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def stored_bytes(layer: nn.Linear, storage: Storage) -> int:
-    """Bytes of a layer in a storage; only fp8 keeps the bias smaller as well."""
+    """Bytes of a layer in a storage; the bias stays as it is in all of them."""
     count, size = layer.in_features * layer.out_features, layer.weight.element_size()
     bias = 0 if layer.bias is None else layer.out_features
     return {
-        "full": (count + bias) * size,
-        "fp8": count + bias,
-        "int8": count + 4 * layer.out_features + bias * size,
-        "nf4": -(-count // 2) + 4 * -(-count // _NF4_BLOCK) + bias * size,
-    }[storage]
+        "full": count * size,
+        "fp8": count,
+        "int8": count + 4 * layer.out_features,
+        "nf4": -(-count // 2) + 4 * -(-count // _NF4_BLOCK),
+    }[storage] + bias * size
+
+
+class _Form(NamedTuple):
+    """What a packed weight is."""
+
+    storage: Storage
+    shape: torch.Size  # (out, in)
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weight is kept as `int8` (a scale for each output) or `nf4` (a scale for 64 weights).
+    """A frozen linear layer whose weight is kept in few bits; gradients go through it to its input.
 
-    nf4 is the 4-bit NormalFloat of Dettmers et al. 2023; both are packed by bitsandbytes. The weight is unpacked for
-    every use and let go again.
+    `fp8` rounds to e4m3, `int8` to 255 steps of each row, `nf4` to the 4-bit NormalFloat of Dettmers et al. 2023 with a
+    scale for 64 weights; the last two are packed by bitsandbytes. The weight is unpacked for every use, forward and
+    backward, and let go again. It is computed in the input's dtype, or in that of autocast where this is on.
+
+    Args:
+        layer: what is packed; the bias is shared with it.
+        storage: any but `full`.
 
     Raises:
-        SettingsError: bitsandbytes is not installed.
+        SettingsError: bitsandbytes is needed and not installed.
     """
 
-    scales: Tensor
+    scales: Tensor | None
 
     def __init__(self, layer: nn.Linear, storage: Storage) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.storage = layer.in_features, layer.out_features, storage
         packed, scales = _packed(layer.weight.data, storage)
+        # As integers, because `.to(dtype)` of a network and PEFT would convert floats: the bits are no numbers.
         self.weight = nn.Parameter(packed, requires_grad=False)
-        self.register_buffer("scales", scales)
-        self.bias = layer.bias
+        self.register_buffer("scales", None if scales is None else scales.view(torch.int32))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.data, requires_grad=False)
+
+    @property
+    def form(self) -> _Form:
+        """How to unpack the weight."""
+        return _Form(self.storage, torch.Size((self.out_features, self.in_features)))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer was, with its weight rounded."""
-        return F.linear(x, self.unpacked(x.dtype), self.bias)
+        dtype = _compute_dtype(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        product: Tensor = _Product.apply(x.to(dtype), self.weight, self.scales, bias, self.form)
+        return product
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as it is computed with."""
-        if self.storage == "int8":
-            return self.weight.to(dtype) * (self.scales / _INT8_STEPS).to(dtype)[:, None]
-        library, shape = _bitsandbytes(), torch.Size((self.out_features, self.in_features))
-        state = library.QuantState(self.scales, shape, blocksize=_NF4_BLOCK, quant_type="nf4", dtype=dtype)
-        unpacked: Tensor = library.dequantize_4bit(self.weight, state)
-        return unpacked
+        return _unpacked(self.weight.data, self.scales, self.form, dtype)
 
 
-def _packed(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
-    """A weight (out, in) in few bits, and its scales in float32."""
+class _Product(torch.autograd.Function):
+    """x W^T + b, of which the backward pass finds W packed: autograd would keep it in full for every layer."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, form: _Form) -> Tensor:
+        return F.linear(x, _unpacked(weight, scales, form, x.dtype), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        _, weight, scales, _, ctx.form = inputs
+        ctx.save_for_backward(weight, scales)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scales = ctx.saved_tensors
+        return grad @ _unpacked(weight, scales, ctx.form, grad.dtype), None, None, None, None
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What F.linear would compute in; autograd functions are not subject to autocast."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def _unpacked(weight: Tensor, scales: Tensor | None, form: _Form, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in), a new tensor."""
+    if scales is None:
+        return weight.view(torch.float8_e4m3fn).to(dtype)
+    scales = scales.view(torch.float32)
+    if form.storage == "int8":
+        return weight.to(dtype).mul_((scales / _INT8_STEPS).to(dtype)[:, None])
+    library = _bitsandbytes()
+    state = library.QuantState(scales, form.shape, blocksize=_NF4_BLOCK, quant_type="nf4", dtype=dtype)
+    unpacked: Tensor = library.dequantize_4bit(weight, state)
+    return unpacked
+
+
+def _packed(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor | None]:
+    """A weight (out, in) in few bits, and its scales in float32 if it has any."""
+    if storage == "fp8":
+        return weight.to(torch.float8_e4m3fn).view(torch.uint8), None
     if storage == "int8":
         values, scales, _ = _bitsandbytes().int8_vectorwise_quant(weight.to(_int8_input(weight.device)))
         return values, scales
@@ -109,33 +168,16 @@ def store_small(transformer: Any, storage: Storage, device: torch.device) -> Non
     Args:
         transformer: changed in place, without adapters yet.
         storage: how.
-        device: where `int8` and `nf4` are packed; the weights come back to where they were.
+        device: where they are packed; the weights come back to where they were.
     """
-    if storage == "fp8":
-        _store_in_eight_bits(transformer)
-    elif storage != "full":
-        for block in transformer.transformer_blocks:
-            _pack(block, storage, device)
-
-
-def _pack(block: Any, storage: Storage, device: torch.device) -> None:
-    for name, layer in list(stored_small(block)):
-        home = layer.weight.device
-        packed = PackedLinear(layer.to(device), storage).to(home)
-        parent, _, child = name.rpartition(".")
-        setattr(block.get_submodule(parent), child, packed)
-
-
-def _store_in_eight_bits(transformer: Any) -> None:
-    """Weights as float8 (e4m3) between their uses."""
-    from diffusers.hooks import apply_layerwise_casting
-
-    apply_layerwise_casting(
-        transformer.transformer_blocks,
-        storage_dtype=torch.float8_e4m3fn,
-        compute_dtype=transformer.proj_in.weight.dtype,
-        skip_modules_pattern=("norm", "lora_"),
-    )
+    if storage == "full":
+        return
+    for block in transformer.transformer_blocks:
+        for name, layer in list(stored_small(block)):
+            home = layer.weight.device
+            packed = PackedLinear(layer.to(device), storage).to(home)
+            parent, _, child = name.rpartition(".")
+            setattr(block.get_submodule(parent), child, packed)
 
 
 def smaller_storage(storage: Storage) -> Storage | None:

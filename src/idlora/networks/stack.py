@@ -74,6 +74,10 @@ class AdapterStack:
             raise WeightsError(f"there is an adapter {name!r} already; give this one another name")
         self._waiting[name] = weights, strength
 
+    def adopt(self, adapter: Adapter) -> None:
+        """Take in one that somebody put into the transformer, and goes on training."""
+        self._adapters[adapter.name] = adapter
+
     def get(self, name: str) -> Adapter | None:
         """The adapter of that name, if it is in the transformer."""
         return self._adapters.get(name)

@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from idlora.networks.joint import TextContext
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the connectors make of Gemma's hidden states before they attend: what is worth storing of a caption."""
+
+    video: Tensor  # (B, S, D_video)
+    audio: Tensor  # (B, S, D_audio); of 2.0 the same tensor
 
 
 class PromptTokens:
@@ -60,10 +70,35 @@ class PromptEncoder(PromptTokens):
         """Text context of token ids and mask (B, S)."""
         return self.connected(self.hidden_states(ids, mask), mask)
 
-    def connected(self, features: Tensor, mask: Tensor) -> TextContext:
-        """Text context of features (B, S, hidden, layers + 1) and mask (B, S)."""
-        video, audio, valid = self.connectors(features, mask.to(features.device), padding_side="left")
-        return TextContext(video, audio, valid if bool((valid == 0).any()) else None)
+    def features(self, hidden: Tensor, mask: Tensor) -> TextFeatures:
+        """Features of hidden states (B, S, hidden, layers + 1) and mask (B, S), padding in front.
+
+        One projection of the states normalised by layer (2.0), or one for each stream, normalised by token (from 2.3).
+        """
+        from diffusers.pipelines.ltx2.connectors import per_layer_masked_mean_norm, per_token_rms_norm
+
+        net, mask = self.connectors, mask.to(hidden.device)
+        if not net.config.per_modality_projections:
+            lengths = mask.sum(-1)
+            normed = per_layer_masked_mean_norm(hidden, lengths, hidden.device, padding_side="left")
+            projected = net.text_proj_in(normed)
+            return TextFeatures(projected, projected)
+        normed = per_token_rms_norm(hidden).flatten(2, 3) * mask[..., None]
+        widths = (net.config.video_hidden_dim, net.config.audio_hidden_dim)
+        scales = [math.sqrt(width / net.config.caption_channels) for width in widths]
+        return TextFeatures(net.video_text_proj_in(normed * scales[0]), net.audio_text_proj_in(normed * scales[1]))
+
+    def attended(self, features: TextFeatures, mask: Tensor) -> TextContext:
+        """Text context of features and mask (B, S), padding in front; what the features of padding are is no matter."""
+        bias = (mask.to(features.video)[:, None, None] - 1) * torch.finfo(features.video.dtype).max
+        video, left = self.connectors.video_connector(features.video, bias)
+        audio, _ = self.connectors.audio_connector(features.audio, bias)
+        valid = (left < 1e-6).to(torch.int64).reshape(video.shape[:2])
+        return TextContext(video * valid[..., None], audio, valid if bool((valid == 0).any()) else None)
+
+    def connected(self, hidden: Tensor, mask: Tensor) -> TextContext:
+        """Text context of hidden states (B, S, hidden, layers + 1) and mask (B, S)."""
+        return self.attended(self.features(hidden, mask), mask.to(hidden.device))
 
     def __call__(self, prompts: Sequence[str]) -> TextContext:
         """Text context of texts."""

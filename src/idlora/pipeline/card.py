@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from idlora.errors import SettingsError, WeightsError
@@ -68,6 +69,34 @@ def read_card(folder: Path, generation: Generation, *, distilled: bool = False) 
         return from_json(base, read_json(path), CARD_NAME)
     except (SettingsError, ValueError) as error:
         raise WeightsError(f"{path} cannot be used: {error}") from error
+
+
+# What an adapter's metadata says of its training, as the setting that does the same when a clip is made.
+_TRAINED: Mapping[str, str] = {
+    "mask_reference_to_video": "mask_reference_to_video",
+    "reference_text": "reference_text",
+    "rounding": "positions",
+}
+
+
+def defaults_for(card: ModelCard, metadata: Mapping[str, str], file: Path) -> ModelCard:
+    """The card whose default masks and positions are those that an adapter was trained with.
+
+    Args:
+        card: of the model.
+        metadata: of the adapter; what it does not say stays as the card has it.
+        file: the adapter's, for messages.
+
+    Raises:
+        WeightsError: the metadata says something that no setting can be.
+    """
+    switches: Mapping[str, object] = {"true": True, "false": False}
+    said = {setting: metadata[name] for name, setting in _TRAINED.items() if name in metadata}
+    data = {setting: switches.get(value, value) for setting, value in said.items()}
+    try:
+        return replace(card, defaults=from_json(card.defaults, data, "metadata"))
+    except SettingsError as error:
+        raise WeightsError(f"{file} says of its training what cannot be: {error}, or train it again") from error
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

@@ -7,7 +7,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,6 +151,16 @@ def read_by_text(prompt: Prompt, settings: Settings) -> tuple[str, str | None]:
     """What a clip attends to: its prompt, and the negative one if its guidance wants it."""
     wanted = any(settings.guidance.text.weights())
     return prompt.text(), settings.negative_prompt if wanted else None
+
+
+def texts_in(requests: Iterable[Request]) -> list[str]:
+    """The texts that clips to come will attend to, each once; prompts that are none are passed over."""
+    texts: dict[str, None] = {}
+    for request in requests:
+        with suppress(InputError):
+            found = read_by_text(parse_prompt(request.prompt), request.settings)
+            texts |= dict.fromkeys(text for text in found if text is not None)
+    return list(texts)
 
 
 def common_settings(requests: Sequence[Request]) -> Settings:

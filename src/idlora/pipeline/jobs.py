@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from idlora.errors import IDLoraError, InputError
+from idlora.errors import IDLoraError, InputError, nearest
 from idlora.files import write_text
 from idlora.networks.generations import Generation
 from idlora.pipeline.inputs import Keyframe, Request
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.presets import preset_settings
-from idlora.pipeline.records import nearest
 from idlora.pipeline.settings import Settings, settings_from_json
 
 REPORT_NAME = "report.json"

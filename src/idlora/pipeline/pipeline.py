@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import Tensor
 from idlora.core.noise import generators_for
 from idlora.core.samplers import Callback
 from idlora.core.state import AVState
-from idlora.data.prompt import parse_prompt
-from idlora.errors import DeviceMemoryError, InputError, SettingsError
+from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.files import sha256_of
 from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import AudioCodec, VideoCodec
@@ -27,7 +25,7 @@ from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED
 from idlora.networks.text import PromptTokens
-from idlora.pipeline.card import ModelCard, published_card, read_card, write_card
+from idlora.pipeline.card import ModelCard, defaults_for, published_card, read_card, write_card
 from idlora.pipeline.checks import check_adapters, check_size, check_upscaler
 from idlora.pipeline.components import UPSAMPLER, Components, adapters_of, replacing_folder, save_components
 from idlora.pipeline.generation import (
@@ -55,6 +53,7 @@ from idlora.pipeline.inputs import (
     read_inputs,
     refuse_mixed_voices,
     sized_by_picture,
+    texts_in,
 )
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import Result
@@ -120,7 +119,8 @@ class IDLoraPipeline:
     ) -> Self:
         """Load a model: `miniature`, a folder or hub repository in diffusers' layout, or an official single file.
 
-        The generation is told by the weights' configuration.
+        The generation is told by the weights' configuration. Masks and positions with which the identity adapter says
+        that it was trained become the model's defaults.
 
         Args:
             name: which model.
@@ -143,6 +143,8 @@ class IDLoraPipeline:
             file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
             card = replace(card, adapter="" if file is None else file.name)
+            if file is not None and weights is not None:
+                card = defaults_for(card, weights.metadata, file)
             origins = digests_of(path, file, parts or Parts())
             if placement.where == "whole":  # all but what reads prompts, which may be known
                 components.load(name for name in components.names if name not in READERS)
@@ -318,12 +320,7 @@ class IDLoraPipeline:
     @torch.no_grad()
     def learn_prompts(self, requests: Sequence[Request]) -> None:
         """Read the prompts of clips to come into the text cache, if there is one; what is none is passed over."""
-        texts: dict[str, None] = {}
-        for request in requests:
-            with suppress(InputError):
-                found = read_by_text(parse_prompt(request.prompt), request.settings)
-                texts |= dict.fromkeys(text for text in found if text is not None)
-        self.reader.learn([self.tokens.tokens([text]) for text in texts], Meter(self.device))
+        self.reader.learn([self.tokens.tokens([text]) for text in texts_in(requests)], Meter(self.device))
 
     def latents(self, batch: Sequence[Inputs], texts: Texts, meter: Meter, callback: Callback | None = None) -> AVState:
         """The clean tokens of a batch, by one stage or two."""
@@ -374,10 +371,9 @@ class IDLoraPipeline:
         return dict(self._origins())
 
     def _model(self, settings: Settings) -> JointModel:
-        options = JointOptions(mask_reference_to_video=settings.mask_reference_to_video)
         return JointModel(
             self.components.transformer,
-            options,
+            JointOptions(settings.mask_reference_to_video, settings.reference_text),
             without_adapter=self.adapters.without_identity,
             around_block=self.residence.around_block,
         )

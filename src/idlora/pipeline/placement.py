@@ -117,16 +117,26 @@ class Residence:
     def __init__(self, components: Components, placement: Placement, device: torch.device) -> None:
         self._components, self._device = components, device
         self.placement = placement
+        self._kept: set[str] = set()
         self._guests: dict[str, Guest] = {}
         self._streams: dict[str, BlockStream] = {}
         components.on_arrival(self._receive)
 
+    def keep(self, name: str) -> None:
+        """Have a network on the device from now on, whatever the placement: it is being trained there."""
+        self._kept.add(name)
+        if name in self._components.loaded:
+            self._components.loaded[name].to(self._device)
+
     def release(self, name: str) -> None:
-        """Let a network go that will not be needed soon, unless everything is to stay on the device."""
-        if self.placement.where != "whole":
+        """Let a network go that will not be needed soon, unless it is to stay on the device."""
+        if not self._stays(name):
             self._guests.pop(name, None)
             self._streams.pop(name, None)
             self._components.release(name)
+
+    def _stays(self, name: str) -> bool:
+        return self.placement.where == "whole" or name in self._kept
 
     def _receive(self, name: str, network: Any) -> None:
         network.eval().requires_grad_(requires_grad=False)
@@ -134,7 +144,7 @@ class Residence:
             network.enable_tiling()
         if name == "transformer":
             store_small(network, self.placement.storage, self._device)
-        if self.placement.where == "whole":
+        if self._stays(name):
             with told_when_full(f"loading {name}", self.placement):
                 network.to(self._device)
 
@@ -156,7 +166,7 @@ class Residence:
         with ExitStack() as stack:
             for name in STAGES[stage]:
                 network = self._components.get(name)
-                if network is not None and self.placement.where != "whole":
+                if network is not None and not self._stays(name):
                     stack.enter_context(self._visit(name, network))
             yield
 

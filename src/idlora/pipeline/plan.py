@@ -183,7 +183,7 @@ def demand_of(
     short = _short(settings, num_blocks)
     working = _simulated(pipe, short, max_text_tokens)
     tiled = working.pop(_TILED)
-    weights = {name: _weights(name, module, num_blocks) for name, module in pipe.components.modules().items()}
+    weights = {name: weights_of(name, module, num_blocks) for name, module in pipe.components.modules().items()}
     return Demand(weights, working, {**working, "decode": tiled})
 
 
@@ -283,7 +283,8 @@ def _everywhere(network: Any, rank: int) -> AdapterWeights:
     return AdapterWeights(layers)
 
 
-def _weights(name: str, module: Any, num_blocks: int) -> Weights:
+def weights_of(name: str, module: Any, num_blocks: int) -> Weights:
+    """Bytes of a network; a transformer has been made with few of its `num_blocks` equal blocks."""
     total, parameters = weight_bytes(module), sum(each.numel() for each in module.parameters())
     if name not in STREAMED["stream"]:
         return Weights(parameters, total)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from idlora.errors import SettingsError
+from idlora.errors import SettingsError, nearest
 
 Record = TypeVar("Record")
 
@@ -47,12 +46,6 @@ def from_json(base: Record, data: object, where: str) -> Record:
             raise SettingsError(f"{where} has no {name!r}{nearest(str(name), hints)}")
     values = {name: _read(getattr(base, name), hints[name], data[name], f"{where}: {name}") for name in data}
     return replace(base, **values)  # type: ignore[type-var]
-
-
-def nearest(name: str, known: Mapping[str, object]) -> str:
-    """The end of a message on an unknown name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
 def read_json(path: str | os.PathLike[str]) -> object:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 from idlora.core.guidance import Guidance, Term
 from idlora.core.positions import Rounding
 from idlora.errors import InputError, SettingsError
+from idlora.networks.blocks import ReferenceText
 from idlora.pipeline.records import from_json, read_json, to_json
 
 Sampler = Literal["euler", "res2s"]
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     shift: Shift
     guidance: Guidance
     mask_reference_to_video: bool
+    reference_text: ReferenceText
     positions: Rounding
     official_noise: bool
     max_voice_seconds: float
@@ -94,6 +96,8 @@ class Settings:
         shift: `fixed` takes the schedule of 4,096 video tokens at every size, `by-size` the tokens there are.
         guidance: all terms.
         mask_reference_to_video: no video token attends to the reference.
+        reference_text: what the reference gets from the text: `open` attends to it, `average` takes the mean over it,
+            `block` gets nothing. An adapter that says which it was trained with makes that the model's default.
         positions: `fp32`, or rounded as the official code does (`bf16-inference`, `bf16-training`).
         official_noise: draws reference and target in one go, as the official code does.
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
@@ -120,6 +124,7 @@ class Settings:
     shift: Shift = "fixed"
     guidance: Guidance = Guidance()
     mask_reference_to_video: bool = False
+    reference_text: ReferenceText = "open"
     positions: Rounding = "fp32"
     official_noise: bool = False
     max_voice_seconds: float = 5.0

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from idlora.core.flow import interpolate, masked_loss, velocity_target
+from idlora.core.flow import interpolate, masked_loss, sample_losses, velocity_target
 from idlora.core.positions import Rounding, round_positions
 from idlora.core.reference import attach_reference, target_part
-from idlora.core.state import AVState, LatentState
+from idlora.core.state import AVState, LatentState, Masking
 from idlora.networks.joint import PLAIN, JointModel, Pass, Prediction, TextContext
 
 
@@ -52,6 +52,7 @@ class TrainingStep(NamedTuple):
     losses: Losses
     prediction: Prediction  # velocities; audio covers reference + target
     state: AVState  # the network's input
+    by_sample: tuple[Tensor, Tensor]  # losses (B,) of video and audio, detached
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,20 @@ def training_state(batch: TrainingBatch, rounding: Rounding = "fp32") -> AVState
 
 
 def _video_state(batch: TrainingBatch) -> LatentState:
-    mask = torch.ones_like(batch.video[..., :1])
+    masking: Masking
+    mask, masking = torch.ones_like(batch.video[..., :1]), "ones"
     if batch.conditioned is not None:
-        mask = mask.masked_fill(batch.conditioned[..., None], 0)
-    clean = LatentState(batch.video, _for_batch(batch.video_positions, batch.video), mask, batch.video)
+        mask, masking = mask.masked_fill(batch.conditioned[..., None], 0), "binary"
+    positions = _for_batch(batch.video_positions, batch.video)
+    clean = LatentState(batch.video, positions, mask, batch.video, masking=masking)
     return _noisy(clean, batch.video_noise, batch.sigmas)
 
 
 def _audio_state(batch: TrainingBatch) -> LatentState:
     positions = _for_batch(batch.audio_positions, batch.audio)
     mask = torch.ones_like(batch.audio[..., :1])
-    target = _noisy(
-        LatentState(batch.audio, positions, mask, batch.audio, valid=batch.audio_valid), batch.audio_noise, batch.sigmas
-    )
+    clean = LatentState(batch.audio, positions, mask, batch.audio, valid=batch.audio_valid, masking="ones")
+    target = _noisy(clean, batch.audio_noise, batch.sigmas)
     if batch.reference is None:
         return target
     if batch.reference_positions is None:
@@ -114,16 +116,20 @@ def training_step(
     """
     state = training_state(batch, objective.rounding)
     prediction = model.velocity(state, batch.sigmas, batch.context, run)
-    video = masked_loss(
-        prediction.video,
-        velocity_target(batch.video, batch.video_noise),
-        state.video.denoise_mask.squeeze(-1),
-        per_sample=objective.per_sample,
+    compared = (
+        (
+            prediction.video,
+            velocity_target(batch.video, batch.video_noise),
+            state.video.denoise_mask.squeeze(-1),
+        ),
+        (
+            target_part(prediction.audio, state.audio.num_reference),
+            velocity_target(batch.audio, batch.audio_noise),
+            torch.ones_like(batch.audio[..., 0]) if batch.audio_valid is None else batch.audio_valid,
+        ),
     )
-    audio = masked_loss(
-        target_part(prediction.audio, state.audio.num_reference),
-        velocity_target(batch.audio, batch.audio_noise),
-        torch.ones_like(batch.audio[..., 0]) if batch.audio_valid is None else batch.audio_valid,
-        per_sample=objective.per_sample,
-    )
-    return TrainingStep(Losses(video + objective.audio_weight * audio, video, audio), prediction, state)
+    video, audio = (masked_loss(*each, per_sample=objective.per_sample) for each in compared)
+    losses = Losses(video + objective.audio_weight * audio, video, audio)
+    with torch.no_grad():
+        by_sample = sample_losses(*compared[0]), sample_losses(*compared[1])
+    return TrainingStep(losses, prediction, state, by_sample)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of the miniature's base and of its identity adapter: batches for the one training step."""
+"""Training of the miniature's base: batches for the one training step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from torch import Tensor
 
 from idlora.core.positions import audio_positions, video_positions
 from idlora.data.world.clip import FRAME_RATE
-from idlora.data.world.speakers import NUM_SPEAKERS
 from idlora.networks.joint import JointModel
 from idlora.networks.text import PromptEncoder
-from idlora.pipeline.generation import pad_references
 from idlora.training.miniature.guide import AttentionGuide
-from idlora.training.miniature.latents import REFERENCES_A_SPEAKER, TOKENS_A_SECOND, LatentPools, ids_and_mask
+from idlora.training.miniature.latents import LatentPools, ids_and_mask
 from idlora.training.miniature.loop import Losses
 from idlora.training.miniature.text import spoken_words
 from idlora.training.objective import Objective, TrainingBatch, training_step
@@ -38,8 +36,6 @@ class Recipe:
             only by their differences, and in noise alone nothing tells which word is due.
         sigma_mean, sigma_deviation: of the normal distribution whose logistic is sigma. As wide as the sampler's steps:
             which word is said is decided above 0.8, how it sounds below 0.5.
-        reference_dropout: share of clips without reference, which trains the no-reference pass.
-        seconds: shortest and longest reference.
     """
 
     batch: int = 24
@@ -47,8 +43,6 @@ class Recipe:
     first_frame: float = 0.9
     sigma_mean: float = 0.9
     sigma_deviation: float = 1.5
-    reference_dropout: float = 0.1
-    seconds: tuple[float, float] = (1.0, 5.0)
     seed: int = 0
 
 
@@ -95,8 +89,7 @@ class DiffusionLoss:
         rng = np.random.default_rng([self.recipe.seed, step])
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clips = rng.integers(len(self.pools.audio), size=self.recipe.batch)
-        audio, references = self.pools.audio.batch(clips), self._references(rng, clips)
-        video, size = self.pools.video.batch(clips), self.latent_size
+        audio, video, size = self.pools.audio.batch(clips), self.pools.video.batch(clips), self.latent_size
         there = self.model.transformer.device
         given = self._conditioned(rng, len(clips), size)
         ids, mask = self._text(rng, clips)
@@ -110,9 +103,6 @@ class DiffusionLoss:
             audio_positions=audio_positions(audio.shape[1], there),
             context=self.prompts.context(ids, mask),
             conditioned=given.to(there),
-            reference=None if references is None else references[0].to(there),
-            reference_positions=None if references is None else references[1].to(there),
-            reference_valid=None if references is None else references[2].to(there),
         )
         words = in_key_order(spoken_words(ids, self.prompts.tokenizer), mask)
         return _Drawn(batch, self.pools.spoken.batch(clips).to(there), words.to(there))
@@ -137,19 +127,3 @@ class DiffusionLoss:
         frames, height, width = size
         first = torch.arange(frames * height * width) < height * width
         return given[:, None] & first[None]
-
-    def _references(self, rng: np.random.Generator, clips: Indices) -> tuple[Tensor, Tensor, Tensor] | None:
-        """A window of one recording of each clip's speaker, all padded to the longest (see `pad_references`).
-
-        Shapes that never change let the network compile; a clip without reference has padding alone.
-        """
-        if self.pools.reference is None:
-            return None
-        rows = clips % NUM_SPEAKERS["train"] * REFERENCES_A_SPEAKER
-        takes = self.pools.reference.batch(rows + rng.integers(REFERENCES_A_SPEAKER, size=len(clips)))
-        longest = int(self.recipe.seconds[1] * TOKENS_A_SECOND)
-        lengths = (rng.uniform(*self.recipe.seconds, size=len(clips)) * TOKENS_A_SECOND).astype(int)
-        lengths[rng.random(len(clips)) < self.recipe.reference_dropout] = 0
-        starts = rng.integers(takes.shape[1] - lengths + 1)
-        windows = [take[start : start + length] for take, start, length in zip(takes, starts, lengths, strict=True)]
-        return pad_references(windows, longest)

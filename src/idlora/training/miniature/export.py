@@ -44,13 +44,20 @@ def card() -> ModelCard:
     )
 
 
-def export(shop: Workshop, folder: Path, *, learned_vocoder: bool = False) -> None:
-    """Write the work folder's model as one that ships: bfloat16, with card and adapter; the start completes it."""
+def export(shop: Workshop, folder: Path, adapter: Path | None = None, *, learned_vocoder: bool = False) -> None:
+    """Write the work folder's model as one that ships: bfloat16, with card and adapter; the start completes it.
+
+    Args:
+        shop: the work folder, and the weights that complete it.
+        folder: of the finished model.
+        adapter: file that `idlora train` wrote; None = the one that the starting weights have.
+        learned_vocoder: with the trained vocoder, not Griffin-Lim.
+    """
     video, audio = shop.video_codec(), shop.audio_codec()
     parts = {name: shop.load(name, kind) for name, kind in network_kinds().items()}
     vocoder = _vocoder(shop) if learned_vocoder else GriffinLimVocoder()
     complete = Components(vae=video.vae, audio_vae=audio.vae, vocoder=vocoder, tokenizer=shop.tokenizer(), **parts)
-    adapter = shop.adapter_file()
+    adapter = adapter or shop.adapter_file()
     with replacing_folder(folder) as fresh_folder:
         save_components(fresh_folder, complete, torch.bfloat16)
         if adapter is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The world through the trained codecs: pools of tokens that the base and the adapter are trained on."""
+"""The world through the trained codecs: pools of tokens that the base is trained on."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ from torch import Tensor
 
 from idlora.core.positions import audio_positions
 from idlora.data.world.captions import caption
-from idlora.data.world.clip import FRAME_RATE, NUM_FRAMES, draw_reference, render_sound, spoken
-from idlora.data.world.speakers import NUM_SPEAKERS, Split, clip, speaker
-from idlora.data.world.voice import SAMPLE_RATE
+from idlora.data.world.clip import FRAME_RATE, NUM_FRAMES, spoken
+from idlora.data.world.speakers import Split, clip
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.text import PromptEncoder
 from idlora.training.miniature.dataset import Pool, Rows, frames, rendered, waveform
 
 NUM_CAPTIONS = 4
-REFERENCE_SECONDS = 5.0
 TOKENS_A_SECOND = 25
-REFERENCES_A_SPEAKER = 6
 ENCODE_BATCH = 8
 
 
 @dataclass(frozen=True)
 class LatentPools:
-    """What training reads; rows are clips but for the reference."""
+    """What training reads; rows are clips."""
 
     text: Pool  # (NUM_CAPTIONS, S) int16 token ids, -1 = padding
     audio: Pool  # (T_audio, C) float16
     video: Pool  # (T_video, C) float16
     spoken: Pool  # (T_audio,) int8 ordinals of the words that tokens are part of, 0 = none
-    reference: Pool | None = None  # (T_reference, C) float16; row = speaker * REFERENCES_A_SPEAKER + take
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,8 @@ class Encoder:
     video: VideoCodec
     workers: int = 1
 
-    def pools(self, clips: int, *, with_reference: bool) -> LatentPools:
+    def pools(self, clips: int) -> LatentPools:
         """Pools of `clips` clips."""
-        takes = NUM_SPEAKERS[self.split] * REFERENCES_A_SPEAKER
         return LatentPools(
             text=caption_pool(self.folder, self.split, self.prompts, clips),
             audio=self._pool(
@@ -64,9 +59,6 @@ class Encoder:
             ),
             video=self._pool("video", clips, self._video_tokens),
             spoken=self._pool("spoken", clips, lambda indices: rendered(self._spoken, indices)),
-            reference=None
-            if not with_reference
-            else self._pool("reference", takes, lambda indices: self._tokens(partial(_take, self.split), indices)),
         )
 
     def _pool(self, name: str, count: int, make: Callable[[Sequence[int]], Rows]) -> Pool:
@@ -119,13 +111,6 @@ def coded_mel_pool(folder: Path, split: Split, waves: Pool, audio: AudioCodec) -
 def _joined(parts: Iterable[Tensor]) -> Rows:
     rows: Rows = torch.cat(list(parts)).cpu().numpy().astype(np.float16)
     return rows
-
-
-def _take(split: Split, index: int) -> NDArray[np.float32]:
-    """Samples of one recording of a speaker."""
-    voice = speaker(split, index // REFERENCES_A_SPEAKER)
-    spec = draw_reference(np.random.default_rng([900_001, index]), voice, REFERENCE_SECONDS)
-    return render_sound(spec, round(REFERENCE_SECONDS * SAMPLE_RATE)).samples.astype(np.float32)
 
 
 def ids_and_mask(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages that make the miniature, in order; each reads what the earlier ones left in the work folder.
 
-audio-vae, audio-decoder, vocoder, video-vae, video-decoder, text -> base (text encoder, connectors, transformer) ->
-adapter.
+audio-vae, audio-decoder, vocoder, video-vae, video-decoder, text -> base (text encoder, connectors, transformer). The
+identity adapter comes after them, by `idlora train` as of any model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from idlora.data.world.clip import NUM_FRAMES, SIZE
 from idlora.errors import TrainingError
-from idlora.networks.adapter import Adapter, inject_adapter, new_adapter, read_adapter
 from idlora.networks.codecs import VideoGrid
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.text import PromptEncoder
@@ -32,12 +31,10 @@ from idlora.training.miniature.loop import Losses, Report, Schedule, Trainer, si
 from idlora.training.miniature.principal import rest_constants, start_linear, token_weights
 from idlora.training.miniature.text import TextLoss, WordCounter
 from idlora.training.miniature.vocoder import VocoderLoss, VocoderPair
-from idlora.training.miniature.workshop import ADAPTER_FILE, Workshop, network_kinds
+from idlora.training.miniature.workshop import Workshop, network_kinds
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_RANK = 32
-ADAPTER_SIGMA = 0.5  # mean logit; a guess that voices are decided at lower noise than words, not tested by itself
 CODEC_CLIPS = {"mel": 2000, "frames": 2000, "waves": 1000}
 LINEAR_CLIPS = 160  # from which the video autoencoder's principal components are computed
 
@@ -49,7 +46,6 @@ SCHEDULES = {
     "video-decoder": Schedule(steps=4000, learning_rate=5e-4),
     "text": Schedule(steps=400, learning_rate=1e-3),
     "base": Schedule(steps=8000, learning_rate=1.5e-3, warmup=200),
-    "adapter": Schedule(steps=1500, learning_rate=2e-3, warmup=50, weight_decay=0.0),
 }
 
 
@@ -87,7 +83,6 @@ def train(stage: str, shop: Workshop, schedule: Schedule | None = None, report: 
         "video-decoder": _video_decoder,
         "text": _text,
         "base": _base,
-        "adapter": _adapter,
     }
     stages[stage](shop, Run(stage, schedule or schedule_of(stage), report))
 
@@ -211,7 +206,7 @@ def _networks(shop: Workshop) -> nn.ModuleDict:
     return nn.ModuleDict({name: shop.begin(name, kind, build[name]) for name, kind in network_kinds().items()})
 
 
-def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, reference: bool) -> DiffusionLoss:
+def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe) -> DiffusionLoss:
     prompts = PromptEncoder(shop.tokenizer(), networks["text_encoder"], networks["connectors"], fresh.TEXT_LENGTH)
     video = shop.video_codec()
     encoder = Encoder(shop.work / "data", "train", prompts, shop.audio_codec(), video, shop.workers)
@@ -220,35 +215,15 @@ def _diffusion_loss(shop: Workshop, networks: nn.ModuleDict, recipe: Recipe, *, 
     if shop.compile:
         model.compile_blocks(dynamic=False)
     with torch.autocast(shop.device, torch.bfloat16, enabled=shop.bf16):
-        pools = encoder.pools(shop.clips, with_reference=reference)
-    guide = None if reference else AttentionGuide(networks["transformer"])
+        pools = encoder.pools(shop.clips)
+    guide = AttentionGuide(networks["transformer"])
     return DiffusionLoss(model, prompts, pools, (grid.frames, grid.height, grid.width), recipe, guide=guide)
 
 
 def _base(shop: Workshop, run: Run) -> None:
     networks = _networks(shop).train().to(shop.device)
-    loss = _diffusion_loss(shop, networks, Recipe(seed=run.schedule.seed + 2), reference=False)
+    loss = _diffusion_loss(shop, networks, Recipe(seed=run.schedule.seed + 2))
     _fit(networks, loss, shop, run)
     for name in network_kinds():
         network: Any = networks[name]
         network.save_pretrained(shop.model / name)
-
-
-def _adapter(shop: Workshop, run: Run) -> None:
-    networks = nn.ModuleDict({name: shop.load(name, kind) for name, kind in network_kinds().items()}).eval()
-    networks.requires_grad_(requires_grad=False)
-    adapter = _begin_adapter(shop, networks["transformer"])
-    networks.to(shop.device)
-    loss = _diffusion_loss(
-        shop, networks, Recipe(batch=16, sigma_mean=ADAPTER_SIGMA, seed=run.schedule.seed + 3), reference=True
-    )
-    _fit(networks, loss, shop, run)
-    adapter.save(shop.model / ADAPTER_FILE, torch.float32)
-
-
-def _begin_adapter(shop: Workshop, transformer: Any) -> Adapter:
-    started = None if shop.start is None else shop.start / ADAPTER_FILE
-    if started is not None and started.exists():
-        return inject_adapter(transformer, read_adapter(started), trainable=True)
-    torch.manual_seed(1)
-    return new_adapter(transformer, ADAPTER_RANK, metadata={"base": "idlora miniature", "positions": "negative"})

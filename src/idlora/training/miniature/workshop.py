@@ -33,7 +33,7 @@ class Workshop:
         work: the work folder.
         start: a finished model folder: what a stage trains starts from it, and what the work folder lacks is read from
             it; None = fresh or as in `work`.
-        clips: how many world clips the base and the adapter are trained on.
+        clips: how many world clips the base is trained on.
         compile: compile the transformer block by block (needs a C++ compiler).
         device: where networks are trained and codecs encode.
         workers: processes that render the world.
@@ -65,9 +65,9 @@ class Workshop:
         raise TrainingError(f"{self.model / name} is missing; run the stage that trains it first, or give --from")
 
     def adapter_file(self) -> Path | None:
-        """The adapter of the work folder, or else of the starting weights; None if neither has one."""
-        files = [folder / ADAPTER_FILE for folder in (self.model, self.start) if folder is not None]
-        return next((file for file in files if file.exists()), None)
+        """The adapter of the starting weights; None if they have none."""
+        file = None if self.start is None else self.start / ADAPTER_FILE
+        return file if file is not None and file.exists() else None
 
     def begin(self, name: str, kind: Any, build: Callable[[], Any]) -> Any:
         """A component to train: from `start` if given, else as an earlier stage left it, else fresh (seeded)."""

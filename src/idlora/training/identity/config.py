@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that decides a training run, as one tree of frozen records, read from strict YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from idlora.core.positions import Rounding
+from idlora.errors import SettingsError
+from idlora.networks.adapter import IDENTITY_TARGETS
+from idlora.networks.blocks import ReferenceText
+from idlora.networks.packing import Storage
+from idlora.pipeline.records import from_json, to_json
+
+Draws = Literal["sample", "batch"]
+SigmaLaw = Literal["logit-normal", "stretched"]
+RateLaw = Literal["linear", "cosine", "constant"]
+Optimizer = Literal["adamw", "adamw8bit"]
+Precision = Literal["bf16", "mixed", "fp32"]
+Checkpointing = Literal["all", "none", "fit"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the adapter is trained on.
+
+    Attributes:
+        name: `miniature`, a folder or hub repository in diffusers' layout, or an official single file.
+        text_encoder: folder of Gemma, which a single file needs.
+        transformer: subfolder of the transformer; of LTX-2.5 `transformer_full` is the one that is not distilled.
+    """
+
+    name: str = "miniature"
+    text_encoder: str = ""
+    transformer: str = "transformer"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What it is trained with.
+
+    Attributes:
+        train: folders that `idlora precompute` made; all samples of the split `train` in them.
+        validation: the same for the split `validation`, from which the validation loss is computed; may be empty.
+    """
+
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """The adapter.
+
+    Attributes:
+        rank: of every layer.
+        alpha: the branch is scaled by alpha / rank, which the saved file has in B; 0 = the rank.
+        dropout: of the branch's input.
+        targets: ends of the names of the layers in every block; the published list by default.
+        start: file of an adapter to go on from, with its rank, alpha and targets; empty = A random, B zero.
+    """
+
+    rank: int = 128
+    alpha: float = 0.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = IDENTITY_TARGETS
+    start: str = ""
+
+    @property
+    def scale(self) -> float:
+        """Of the branch; an adapter to go on from has its own in B."""
+        return 1.0 if self.start else (self.alpha or self.rank) / self.rank
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """What is predicted from what; each option says what it mends. The defaults are the preset `ours`.
+
+    Attributes:
+        positions: `bf16-training` rounds them as the published adapters were trained with, which lets half of the
+            reference tokens of 5 s fall together; fp32 keeps all apart.
+        mask_reference_to_video: no video token sees the reference, so that it can only speak.
+        reference_text: what reference tokens get from the text: `block` nothing; `average` what the official mask comes
+            to, the mean over all text tokens; `open` as published inference has it. The adapter's file names this mask
+            and the one above, and inference applies them.
+        equal_lengths: cut an encoded target to as many tokens as a generated one of its length has; it has one more.
+        first_frame: share of samples whose first latent frame is given.
+        first_frame_draw: drawn for each `sample`, or once for a `batch`, where all of it is given or none.
+        mask_padding: padding of shorter references and targets is hidden from attention, stands at no position and
+            enters no loss; without, it counts as sound.
+        reference_dropout: share of samples without reference: the branch that identity guidance subtracts is trained.
+        text_dropout: share of samples with an empty prompt: the branch that text guidance subtracts is trained.
+        reference_seconds: shortest and longest window of the reference, drawn anew at each visit, so that inference may
+            have other lengths; empty = all of it.
+        sigma: `logit-normal` as LTX-2.0 is trained, `stretched` as from 2.3 on.
+        sigma_by_size: the mean logit is that of the number of video tokens; without, 0.
+        sigma_bias: added to the mean logit; above 0 more steps are spent on high noise, where a voice is decided.
+        sigma_deviation: of the logit.
+        loss: `sample` gives each sample the same weight whatever its length, so that the loss does not depend on the
+            batch; `batch` averages over all tokens of a batch.
+        draws: by `sample`: noise, sigma and all choices come from the seed, the sample's id and how often it was seen,
+            whatever it is batched with; by `batch` from the seed and the step.
+        audio_weight: of the audio loss beside the video loss.
+    """
+
+    positions: Rounding = "fp32"
+    mask_reference_to_video: bool = True
+    reference_text: ReferenceText = "block"
+    equal_lengths: bool = True
+    first_frame: float = 0.9
+    first_frame_draw: Draws = "sample"
+    mask_padding: bool = True
+    reference_dropout: float = 0.1
+    text_dropout: float = 0.1
+    reference_seconds: tuple[float, ...] = ()
+    sigma: SigmaLaw = "stretched"
+    sigma_by_size: bool = True
+    sigma_bias: float = 0.0
+    sigma_deviation: float = 1.0
+    loss: Draws = "sample"
+    draws: Draws = "sample"
+    audio_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights move.
+
+    Attributes:
+        optimizer: `adamw8bit` keeps its moments in eight bits (bitsandbytes).
+        learning_rate: the highest.
+        betas, weight_decay: of AdamW.
+        warmup: steps of linear growth.
+        schedule: from the highest rate to `final` of it at the last step.
+        final: see there.
+        max_grad_norm: longer gradients are shortened; 0 = never.
+        ema: decay of the running average that is saved instead of the weights; 0 = no average.
+    """
+
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 2e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup: int = 0
+    schedule: RateLaw = "linear"
+    final: float = 0.1
+    max_grad_norm: float = 1.0
+    ema: float = 0.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step 0, 1, ...: counted in steps of the optimiser, whatever the number of processes."""
+        from math import cos, pi
+
+        share = min(1.0, step / max(1, steps))
+        shape = {"linear": 1.0 - share, "cosine": 0.5 * (1.0 + cos(pi * share)), "constant": 1.0}[self.schedule]
+        warm = min(1.0, (step + 1) / (self.warmup + 1))
+        return self.learning_rate * warm * (self.final + (1.0 - self.final) * shape)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a step is computed.
+
+    Attributes:
+        batch: samples at once on each device.
+        accumulate: such batches a step.
+        precision: `bf16` keeps the base and multiplies in bfloat16; `mixed` keeps it in float32; `fp32` multiplies in
+            float32 too. The adapter is always kept in float32.
+        storage: of the base's linear layers, as of `idlora generate`: full, fp8, int8 or nf4.
+        checkpointing: blocks whose inner results are computed again in the backward pass: `all`, `none`, or `fit`, as
+            many as must be for `memory`.
+        memory: bytes for `fit`, in GB (10^9).
+        compile: compile the blocks; all shapes are then the longest ones.
+        device: `auto`, or as PyTorch calls it.
+    """
+
+    batch: int = 1
+    accumulate: int = 1
+    precision: Precision = "bf16"
+    storage: Storage = "full"
+    checkpointing: Checkpointing = "all"
+    memory: float = 0.0
+    compile: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What is kept.
+
+    Attributes:
+        every: steps between checkpoints.
+        keep_last: so many of them stay.
+        keep_best: measure whose best adapter is kept as `best.safetensors`: `validation_loss`, `speaker_similarity` or
+            `word_error`; empty = none.
+    """
+
+    every: int = 200
+    keep_last: int = 3
+    keep_best: str = ""
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is looked at while it trains.
+
+    Attributes:
+        log_every: steps between lines of the log.
+        validate_every: steps between validation losses; 0 = never.
+        sample_every: steps between clips of held-out speakers, made as inference makes them; 0 = never.
+        manifest: of the pairs that these clips are made after: caption, first frame and reference of split
+            `validation`, one of each speaker.
+        samples: how many.
+        judges: of the clips: `speaker_similarity`, `word_error`; both work offline.
+    """
+
+    log_every: int = 10
+    validate_every: int = 200
+    sample_every: int = 0
+    manifest: str = ""
+    samples: int = 4
+    judges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run.
+
+    Attributes:
+        out: folder of checkpoints, logs and the finished adapter.
+        steps: of the optimiser.
+        seed: of every draw.
+
+    Raises:
+        SettingsError: a value is out of its range or contradicts another.
+    """
+
+    model: Model = Model()
+    data: Data = Data()
+    out: str = "runs/adapter"
+    steps: int = 3000
+    seed: int = 42
+    adapter: AdapterShape = AdapterShape()
+    objective: ObjectiveOptions = ObjectiveOptions()
+    optimization: Optimization = Optimization()
+    engine: Engine = Engine()
+    saving: Saving = Saving()
+    watching: Watching = Watching()
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise SettingsError(problem)
+
+
+MEASURES = {"validation_loss": -1, "speaker_similarity": 1, "word_error": -1}  # 1 = more is better
+
+
+def _problems(config: TrainingConfig) -> Iterator[str]:
+    shape, objective, engine = config.adapter, config.objective, config.engine
+    counts = {"steps": config.steps, "rank": shape.rank, "batch": engine.batch, "accumulate": engine.accumulate}
+    counts |= {"saving.every": config.saving.every, "keep_last": config.saving.keep_last}
+    counts |= {"log_every": config.watching.log_every}
+    for name, value in counts.items():
+        if value < 1:
+            yield f"{name} {value}: it must be at least 1"
+    shares = {name: getattr(objective, name) for name in ("first_frame", "reference_dropout", "text_dropout")}
+    for name, share in {**shares, "dropout": shape.dropout, "final": config.optimization.final}.items():
+        if not 0 <= share <= 1:
+            yield f"{name} {share}: it is a share, from 0 to 1"
+    yield from _contradictions(config)
+
+
+def _contradictions(config: TrainingConfig) -> Iterator[str]:
+    rates, watching = config.optimization, config.watching
+    if rates.learning_rate <= 0 or not 0 <= rates.ema < 1 or len(rates.betas) != 2:
+        yield f"learning_rate {rates.learning_rate}, ema {rates.ema}, betas {rates.betas}: above 0, in [0, 1), two"
+    yield from _objective_contradictions(config.objective)
+    if config.engine.compile and not config.objective.mask_padding:
+        yield "compiled blocks have padded shapes: compile needs mask_padding"
+    if config.engine.checkpointing == "fit" and config.engine.memory <= 0:
+        yield "checkpointing `fit` needs engine.memory, in GB"
+    if config.saving.keep_best not in ("", *MEASURES):
+        yield f"keep_best {config.saving.keep_best!r}: choose one of {', '.join(MEASURES)}"
+    if unknown := set(watching.judges) - {"speaker_similarity", "word_error"}:
+        yield f"judges {sorted(unknown)}: choose among speaker_similarity, word_error"
+    if watching.sample_every and not watching.manifest:
+        yield "sample_every needs a manifest of held-out pairs: give watching.manifest, or 0"
+
+
+def _objective_contradictions(objective: ObjectiveOptions) -> Iterator[str]:
+    if objective.draws == "batch" and (objective.reference_dropout or objective.text_dropout):
+        yield "draws by batch have no dropout of reference or text: set both to 0, or draw by sample"
+    if objective.draws == "batch" and objective.reference_seconds:
+        yield "draws by batch take whole references: leave reference_seconds empty, or draw by sample"
+    if objective.reference_seconds and len(objective.reference_seconds) != 2:
+        yield f"reference_seconds {objective.reference_seconds}: a shortest and a longest window, or nothing"
+    if objective.reference_dropout and not objective.mask_padding:
+        yield "a dropped reference is padding: reference_dropout needs mask_padding"
+
+
+def config_to_json(config: TrainingConfig) -> dict[str, Any]:
+    """All of it as JSON's own types."""
+    return to_json(config)
+
+
+def read_config(path: Path, base: TrainingConfig = TrainingConfig()) -> TrainingConfig:
+    """A configuration from YAML over a preset, which the key `preset` names, or over `base`.
+
+    Raises:
+        SettingsError: the file cannot be read, names something unknown, or a value cannot be used.
+    """
+    from idlora.training.identity.presets import preset_config
+
+    data = read_yaml(path)
+    if "preset" in data:
+        name = data["preset"]
+        base = preset_config(str(name))
+    return from_json(base, {key: value for key, value in data.items() if key != "preset"}, path.name)
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """A mapping from a YAML file (SettingsError if it is none)."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not YAML ({reason}); correct it") from error
+    if not isinstance(data, Mapping):
+        raise SettingsError(f"{path} holds no named values; say `model: {{name: miniature}}` and so on")
+    return data

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step as a module: what accelerate wraps, so that gradients meet and weights are sharded."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from idlora.networks.joint import JointModel, JointOptions
+from idlora.training.identity.config import ObjectiveOptions
+from idlora.training.objective import Objective, TrainingBatch, training_step
+
+
+class StepLosses(NamedTuple):
+    """Losses of a batch: 0-d, but for those of each sample (B,), which are detached."""
+
+    total: Tensor
+    video: Tensor
+    audio: Tensor
+    video_by_sample: Tensor
+    audio_by_sample: Tensor
+
+
+class TrainingModule(nn.Module):
+    """A transformer with a trainable adapter; called with a batch it returns the losses.
+
+    Args:
+        transformer: frozen but for the adapter's branches.
+        options: of the objective.
+        bf16: multiply in bfloat16; losses and the adapter's weights are float32 either way.
+    """
+
+    _no_split_modules: ClassVar[list[str]] = ["LTX2VideoTransformerBlock"]  # what FSDP shards one by one
+
+    def __init__(self, transformer: Any, options: ObjectiveOptions, *, bf16: bool) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.bf16 = bf16
+        self.objective = Objective(
+            rounding=options.positions, audio_weight=options.audio_weight, per_sample=options.loss == "sample"
+        )
+        self.model = JointModel(transformer, joint_options(options))
+
+    def forward(self, batch: TrainingBatch) -> StepLosses:
+        """Losses of a batch."""
+        with self.arithmetic():
+            step = training_step(self.model, batch, self.objective)
+        return StepLosses(*step.losses, *step.by_sample)
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The context in which this network computes while its adapter is trained."""
+        device = self.transformer.proj_in.weight.device.type
+        stack = ExitStack()
+        if self.bf16:
+            stack.enter_context(torch.autocast(device, torch.bfloat16))
+        if self.bf16 and device == "cpu":
+            # Its fused attention's backward pass takes a third of a step of a small model; plain products do not.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return stack
+
+
+def joint_options(options: ObjectiveOptions) -> JointOptions:
+    """The masks of an objective."""
+    return JointOptions(options.mask_reference_to_video, options.reference_text)
