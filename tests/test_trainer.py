@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 import tiny_training
 from idlora.networks.adapter import read_adapter
 from idlora.networks.generations import GENERATIONS
-from idlora.training.identity.config import AdapterShape, Engine, Optimization
+from idlora.training.identity.config import AdapterShape, Engine, Optimization, Saving, Watching
 from idlora.training.identity.engine import Trainer
-from idlora.training.identity.journal import Tally
+from idlora.training.identity.journal import Tally, read_log
 
 
 @pytest.fixture
@@ -120,3 +121,32 @@ def test_recomputed_blocks_change_nothing(data: Path, tmp_path: Path) -> None:
         config = tiny_training.config(tmp_path / name, data, engine=engine(2, 1, checkpointing=name))
         found.append(gradients(tiny_training.trainer(config)))
     assert apart(*found) < 1e-6
+
+
+@pytest.mark.parametrize("storage", ["full", "fp8", "int8", "nf4"])
+@pytest.mark.parametrize("precision", ["bf16", "mixed"])
+def test_an_adapter_trains_on_a_base_in_few_bits(storage: Any, precision: Any, data: Path, tmp_path: Path) -> None:
+    """Its gradient is near that of the base in full: the base is rounded, the adapter is not."""
+    found = []
+    for kept, computed in (("full", "fp32"), (storage, precision)):
+        chosen = Engine(batch=2, precision=computed, storage=kept, device="cpu")  # type: ignore[arg-type]
+        made = tiny_training.trainer(tiny_training.config(tmp_path / f"{kept}-{computed}", data, engine=chosen))
+        assert {each.dtype for each in made.parameters.values()} == {torch.float32}
+        found.append(gradients(made))
+    first, second = found
+    assert torch.nn.functional.cosine_similarity(first, second, dim=0) > 0.9
+    assert not torch.equal(first, second)
+
+
+def test_the_best_adapter_stays(data: Path, tmp_path: Path) -> None:
+    config = tiny_training.config(
+        tmp_path / "run", data, saving=Saving(every=2, keep_last=1, keep_best="validation_loss")
+    )
+    made = tiny_training.trainer(replace(config, steps=6, watching=Watching(log_every=1, validate_every=1)))
+    made.run()
+    losses = {line["step"]: line["validation_loss"] for line in read_log(made.folder) if "validation_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    kept = read_adapter(made.folder / "best.safetensors").metadata
+    assert kept["steps"] == str(best)
+    assert float(kept["validation_loss"]) == pytest.approx(losses[best], rel=1e-4)
+    assert [path.name for path in made.checkpoints.files()] == ["state-000006.safetensors"]

@@ -9,7 +9,7 @@ import torch
 
 import tiny_pipeline
 from idlora.networks.text import TextFeatures
-from idlora.pipeline import IDLoraPipeline
+from idlora.pipeline import IDLoraPipeline, Placement
 from idlora.training.identity.config import (
     AdapterShape,
     Data,
@@ -87,7 +87,11 @@ def config(out: Path, data: Path, **changes: Any) -> TrainingConfig:
 
 def trainer(made: TrainingConfig, generation: str = "2.3") -> Trainer:
     """The trainer of a fresh tiny model in this process."""
-    pipe = IDLoraPipeline(tiny_pipeline.components(generation), tiny_pipeline.CARD)
+    dtype = torch.bfloat16 if made.engine.precision == "bf16" else torch.float32
+    components = tiny_pipeline.components(generation)
+    for module in components.modules().values():
+        module.to(dtype)
+    pipe = IDLoraPipeline(components, tiny_pipeline.CARD, placement=Placement(storage=made.engine.storage))
     return make_trainer(made, make_bench(made, pipe), make_accelerator(made))
 
 

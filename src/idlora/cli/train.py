@@ -29,6 +29,10 @@ def train(
         typer.Option("--set", help="NAME=VALUE over the file, such as engine.batch=2; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run, instead of the file's.")] = None,
+    keep_last: Annotated[int | None, typer.Option(help="Checkpoints that stay.")] = None,
+    keep_best: Annotated[
+        str | None, typer.Option(help="validation_loss, speaker_similarity or word_error: whose best adapter is kept.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Tell what will happen and stop.")] = False,
 ) -> None:
     """Train an identity adapter; a second call goes on where the first stopped."""
@@ -36,7 +40,9 @@ def train(
 
     quieten()
     logging.getLogger("idlora").setLevel(logging.WARNING)
-    chosen = _config(config, preset, set_ or [], out)
+    flags = {"out": out, "saving.keep_last": keep_last, "saving.keep_best": keep_best}
+    named = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    chosen = _config(config, preset, [*(set_ or []), *named])
     if plan:
         from idlora.training.identity.planning import foretell
 
@@ -47,7 +53,7 @@ def train(
     print(f"{file}: {chosen.steps} steps; see {chosen.out}/log.jsonl, or `tensorboard --logdir {chosen.out}`")
 
 
-def _config(file: Path | None, preset: str | None, over: list[str], out: Path | None) -> TrainingConfig:
+def _config(file: Path | None, preset: str | None, over: list[str]) -> TrainingConfig:
     """Preset, over it the file, over it the options."""
     import yaml
 
@@ -59,7 +65,7 @@ def _config(file: Path | None, preset: str | None, over: list[str], out: Path | 
         raise SettingsError("there is nothing to train by; give a YAML file, or --preset NAME")
     base = TrainingConfig() if preset is None else preset_config(preset)
     chosen = base if file is None else read_config(file, base)
-    for text in [*over, *([] if out is None else [f"out={out}"])]:
+    for text in over:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingsError(f"--set {text!r} is not NAME=VALUE; say engine.batch=2")

@@ -90,9 +90,10 @@ class PromptEncoder(PromptTokens):
 
     def attended(self, features: TextFeatures, mask: Tensor) -> TextContext:
         """Text context of features and mask (B, S), padding in front; what the features of padding are is no matter."""
-        bias = (mask.to(features.video)[:, None, None] - 1) * torch.finfo(features.video.dtype).max
-        video, left = self.connectors.video_connector(features.video, bias)
-        audio, _ = self.connectors.audio_connector(features.audio, bias)
+        dtype = self.connectors.dtype
+        bias = (mask.to(features.video.device, dtype)[:, None, None] - 1) * torch.finfo(dtype).max
+        video, left = self.connectors.video_connector(features.video.to(dtype), bias)
+        audio, _ = self.connectors.audio_connector(features.audio.to(dtype), bias)
         valid = (left < 1e-6).to(torch.int64).reshape(video.shape[:2])
         return TextContext(video * valid[..., None], audio, valid if bool((valid == 0).any()) else None)
 

@@ -147,7 +147,7 @@ class Trainer:
         visits = self.job.sampler.visits(self.step)
         finite, by_sample = torch.ones((), device=accelerator.device), []
         for part, mine in enumerate(self._shares(visits)):
-            with accelerator.accumulate(self.module):
+            with accelerator.accumulate(self.module), self.job.module.attention():
                 place = part * accelerator.num_processes + accelerator.process_index
                 batch = self.job.batcher.batch(mine, self.step, place)
                 losses: StepLosses = self.module(batch)

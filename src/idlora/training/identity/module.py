@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -53,14 +53,19 @@ class TrainingModule(nn.Module):
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The context in which this network computes while its adapter is trained."""
-        device = self.transformer.proj_in.weight.device.type
-        stack = ExitStack()
-        if self.bf16:
-            stack.enter_context(torch.autocast(device, torch.bfloat16))
-        if self.bf16 and device == "cpu":
-            # Its fused attention's backward pass takes a third of a step of a small model; plain products do not.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        return stack
+        return torch.autocast(self._device, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def attention(self) -> AbstractContextManager[Any]:
+        """The context of forward and backward pass, in which blocks are computed again.
+
+        A CPU's fused attention takes a third of a step of a small model for its backward pass; plain products do not.
+        """
+        return sdpa_kernel(SDPBackend.MATH) if self.bf16 and self._device == "cpu" else nullcontext()
+
+    @property
+    def _device(self) -> str:
+        kind: str = self.transformer.proj_in.weight.device.type
+        return kind
 
 
 def joint_options(options: ObjectiveOptions) -> JointOptions:
