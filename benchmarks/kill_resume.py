@@ -269,10 +269,14 @@ def whole_run(context: ForkServerContext, folder: Path, data: Path) -> Whole:
 def killed_run(
     context: ForkServerContext, whole: Whole, out: Path, data: Path, dice: np.random.Generator
 ) -> list[Kill]:
-    """A run killed one to four times, then resumed to its end."""
-    lives = [one_life(context, out, data, aim) for aim in whole.aims(dice)]
+    """A run killed one to four times, then resumed to its end; begun again if it came to its end before any kill."""
+    kills: list[Kill] = []
+    while not kills:
+        shutil.rmtree(out, ignore_errors=True)
+        lives = [one_life(context, out, data, aim) for aim in whole.aims(dice)]
+        kills = [kill for kill in lives if kill is not None]
     one_life(context, out, data)
-    return [kill for kill in lives if kill is not None]
+    return kills
 
 
 def differences(first: Path, second: Path) -> list[str]:

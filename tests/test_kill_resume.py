@@ -25,7 +25,7 @@ def test_killed_and_resumed_runs_have_the_same_bits(kill_resume: Any, tmp_path: 
     told = kill_resume.rehearse(tmp_path, runs=3, seed=1)
     assert (told["identical"], told["different"]) == (3, {})
     assert sum(told["kills_by_phase"].values()) == told["kills"] == len(told["steps_at_kill"])
-    assert told["kills"] >= 3
+    assert min(told["kills_by_run"]) >= 1
     # Of the two runs that nobody killed: the comparison sees a single bit of any kind.
     whole, other = tmp_path / "whole", tmp_path / "first"
     assert kill_resume.differences(whole, other) == []

@@ -14,7 +14,14 @@ import tiny_training
 from idlora.errors import SettingsError
 from idlora.networks.footprint import Footprint, weight_bytes
 from idlora.networks.published import Blueprint, all_sizes
-from idlora.training.identity.config import AdapterShape, Optimization, TrainingConfig, config_to_json, read_config
+from idlora.training.identity.config import (
+    AdapterShape,
+    Optimization,
+    TrainingConfig,
+    config_to_json,
+    parse_yaml,
+    read_config,
+)
 from idlora.training.identity.planning import foretell, resources
 from idlora.training.identity.presets import PRESETS, preset_config
 from idlora.training.latents.store import LatentStore, Row
@@ -83,6 +90,12 @@ def test_the_recipe_of_the_miniature_is_its_preset() -> None:
     assert (recipe.objective, recipe.optimization, recipe.adapter, recipe.steps) == (
         preset.objective, preset.optimization, preset.adapter, preset.steps,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "2E-4", "+2e-4"])
+def test_numbers_in_yaml_are_numbers(text: str) -> None:
+    assert parse_yaml(f"rate: {text}") == {"rate": pytest.approx(2e-4)}
+    assert parse_yaml("words: 2e-4x") == {"words": "2e-4x"}
 
 
 def test_rates_follow_their_laws() -> None:

@@ -55,10 +55,8 @@ def train(
 
 def _config(file: Path | None, preset: str | None, over: list[str]) -> TrainingConfig:
     """Preset, over it the file, over it the options."""
-    import yaml
-
     from idlora.pipeline.records import from_json
-    from idlora.training.identity.config import TrainingConfig, read_config
+    from idlora.training.identity.config import TrainingConfig, parse_yaml, read_config
     from idlora.training.identity.presets import preset_config
 
     if file is None and preset is None:
@@ -69,7 +67,7 @@ def _config(file: Path | None, preset: str | None, over: list[str]) -> TrainingC
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingsError(f"--set {text!r} is not NAME=VALUE; say engine.batch=2")
-        data: object = yaml.safe_load(value)
+        data = parse_yaml(value)
         for key in reversed(name.split(".")):
             data = {key: data}
         chosen = from_json(chosen, data, "--set")
@@ -97,7 +95,7 @@ def _bar(steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=steps)
 
         def moved(step: int, values: Mapping[str, float]) -> None:

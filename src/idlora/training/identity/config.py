@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,12 +322,24 @@ def read_config(path: Path, base: TrainingConfig = TrainingConfig()) -> Training
     return from_json(base, {key: value for key, value in data.items() if key != "preset"}, path.name)
 
 
+def parse_yaml(text: str) -> object:
+    """YAML as `yaml.safe_load` reads it, but 2e-4 is a number, which YAML 1.1 takes for text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Its own, so that the library's stays as it is."""
+
+    number = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+
+
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """A mapping from a YAML file (SettingsError if it is none)."""
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
