@@ -21,7 +21,7 @@ SigmaLaw = Literal["logit-normal", "stretched"]
 RateLaw = Literal["linear", "cosine", "constant"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Precision = Literal["bf16", "mixed", "fp32"]
-Checkpointing = Literal["all", "none", "fit"]
+Checkpointing = Literal["all", "none"]
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,8 @@ class Engine:
         precision: `bf16` keeps the base and multiplies in bfloat16; `mixed` keeps it in float32; `fp32` multiplies in
             float32 too. The adapter is always kept in float32.
         storage: of the base's linear layers, as of `idlora generate`: full, fp8, int8 or nf4.
-        checkpointing: blocks whose inner results are computed again in the backward pass: `all`, `none`, or `fit`, as
-            many as must be for `memory`.
-        memory: bytes for `fit`, in GB (10^9).
+        checkpointing: whether the blocks' inner results are computed again in the backward pass, where they are needed:
+            `all` (but the last block's, which are needed at once) or `none`, which is faster and takes far more memory.
         compile: compile the blocks; all shapes are then the longest ones.
         device: `auto`, or as PyTorch calls it.
     """
@@ -183,7 +182,6 @@ class Engine:
     precision: Precision = "bf16"
     storage: Storage = "full"
     checkpointing: Checkpointing = "all"
-    memory: float = 0.0
     compile: bool = False
     device: str = "auto"
 
@@ -281,8 +279,6 @@ def _contradictions(config: TrainingConfig) -> Iterator[str]:
     yield from _objective_contradictions(config.objective)
     if config.engine.compile and not config.objective.mask_padding:
         yield "compiled blocks have padded shapes: compile needs mask_padding"
-    if config.engine.checkpointing == "fit" and config.engine.memory <= 0:
-        yield "checkpointing `fit` needs engine.memory, in GB"
     if config.saving.keep_best not in ("", *MEASURES):
         yield f"keep_best {config.saving.keep_best!r}: choose one of {', '.join(MEASURES)}"
     if unknown := set(watching.judges) - {"speaker_similarity", "word_error"}:

@@ -103,7 +103,7 @@ def make_bench(config: TrainingConfig, pipe: IDLoraPipeline) -> Bench:
 def set_checkpointing(module: TrainingModule, engine: Engine) -> None:
     """Choose what is computed again in the backward pass."""
     if engine.checkpointing == "all":
-        module.transformer.enable_gradient_checkpointing()
+        module.model.recomputed = len(module.transformer.transformer_blocks) - 1
 
 
 def _adapter(transformer: Any, shape: AdapterShape, seed: int) -> Adapter:
