@@ -12,7 +12,7 @@ from idlora.core.noise import Generators, generators_for
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.core.reference import attach_reference
 from idlora.core.samplers import Callback, Step, res2s_weights, sample_euler, sample_res2s
-from idlora.core.schedules import logit_normal_sigmas, ltx2_sigmas, stretched_logit_normal_sigmas
+from idlora.core.schedules import logit_normal_sigmas, ltx2_sigmas, shift_mu, stretched_logit_normal_sigmas
 from idlora.core.state import AVState, LatentState
 from idlora.errors import Cancelled, SettingsError
 
@@ -197,7 +197,7 @@ def test_a_schedule_needs_a_step() -> None:
 
 def test_training_sigmas_lie_in_the_unit_interval() -> None:
     for draw in (logit_normal_sigmas, stretched_logit_normal_sigmas):
-        sigmas = draw(10_000, 2304, torch.Generator().manual_seed(0))
+        sigmas = draw(10_000, shift_mu(2304), torch.Generator().manual_seed(0))
         assert 0 <= sigmas.min() < sigmas.max() <= 1
     # Only the newer draw reaches both ends.
     assert sigmas.max() > 0.995
