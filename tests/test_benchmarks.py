@@ -29,3 +29,11 @@ def test_killed_runs_tell_where_they_were_killed() -> None:
     assert (told["runs"], told["identical"], told["different"]) == (1, 1, {})
     assert sum(told["kills_by_phase"].values()) == len(told["steps_at_kill"]) == sum(told["kills_by_run"])
     assert told["versions"].keys() >= {"torch", "safetensors"}
+
+
+def test_a_step_beside_the_plain_loop_is_told_as_ratios() -> None:
+    size = "--layers 2 --rank 2 --runs 1 --json".split()
+    command = [sys.executable, str(BENCHMARKS / "train_step.py"), *size]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told["loss_apart"] < 1e-4
+    assert all({"time_ratio", "memory_ratio"} <= told[name].keys() for name in ("speed", "memory"))
