@@ -269,16 +269,16 @@ def _adapt(pipe: IDLoraPipeline, settings: Settings, identity_rank: int) -> None
     fresh.remove()
     pipe.adapters.add(IDENTITY, weights)
     if any(stage.distilled for stage in stages(settings)):
-        pipe.adapters.add(DISTILLED, _everywhere(network, DISTILLED_RANK))
+        pipe.adapters.add(DISTILLED, everywhere(network, DISTILLED_RANK))
 
 
-def _everywhere(network: Any, rank: int) -> AdapterWeights:
+def everywhere(network: Any, rank: int) -> AdapterWeights:
     """Branches beside every linear layer of the blocks."""
     layers = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("transformer_blocks.") and "lora_" not in name:
-            rows, columns = module.weight.shape
-            pair = (module.weight.new_empty(rank, columns), module.weight.new_empty(rows, rank))
+            like, rows, columns = network.proj_in.weight, module.out_features, module.in_features
+            pair = (like.new_empty(rank, columns), like.new_empty(rows, rank))
             layers[name.removesuffix(".base_layer")] = LowRank(*pair)
     return AdapterWeights(layers)
 
