@@ -31,9 +31,11 @@ from idlora.core.samplers import Step
 from idlora.data.media import Voice
 from idlora.networks.adapter import IDENTITY, AdapterWeights, LowRank, new_adapter
 from idlora.networks.generations import GENERATIONS
+from idlora.networks.packing import store_small
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.networks.stack import DISTILLED
 from idlora.pipeline import PRESETS, Components, IDLoraPipeline, Placement, Settings, preset_settings
+from idlora.pipeline.components import UPSAMPLER
 from idlora.pipeline.generation import stages
 from idlora.pipeline.output import Result, versions
 from idlora.pipeline.placement import WHOLE
@@ -105,16 +107,17 @@ def sizes(generation: str, scale: str) -> Mapping[str, Blueprint]:
     }
 
 
-def built(blueprint: Blueprint, device: str, home: str, dtype: torch.dtype) -> Any:
-    """The network with random weights, made on the device and then brought to where it waits."""
+def built(blueprint: Blueprint, device: str, dtype: torch.dtype) -> Any:
+    """The network with random weights, made where it will work."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        # The upscaler multiplies integers while it is made, which a GPU does not.
+        with torch.device("cpu" if blueprint.component == UPSAMPLER else device):
             module = blueprint.build()
     finally:
         torch.set_default_dtype(before)
-    return module.to(home, dtype).eval()
+    return module.to(device, dtype).eval()
 
 
 def pipeline(blueprints: Mapping[str, Blueprint], device: str, dtype: torch.dtype, placement: Placement) -> Any:
@@ -126,7 +129,10 @@ def pipeline(blueprints: Mapping[str, Blueprint], device: str, dtype: torch.dtyp
     parts = {}
     for name, blueprint in blueprints.items():
         started = time.perf_counter()
-        parts[name] = built(blueprint, device, home, dtype)
+        made = built(blueprint, device, dtype)
+        if name == "transformer":
+            store_small(made, placement.storage, torch.device(device))  # here, since it is slow to carry
+        parts[name] = made.to(home)
         print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     with model_path(PACKAGED) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

@@ -249,8 +249,9 @@ class JointModel:
         bias = torch.zeros(batch, length, context.audio.shape[1], dtype=dtype, device=audio.tokens.device)
         if text is not None:
             bias = bias + text
-        # Finite, and so large that every score is absorbed: softmax becomes uniform over all text tokens.
-        bias[:, : audio.num_reference] = torch.finfo(bias.dtype).min
+        # So large that every score is absorbed: softmax becomes uniform over all text tokens. Not the lowest number,
+        # which GPU kernels scale to -inf: such rows get nothing there (benchmarks/blocked_rows.py).
+        bias[:, : audio.num_reference] = torch.finfo(bias.dtype).min / 4
         return bias
 
     def _modulation(self, stream: LatentState, levels: tuple[Tensor, Tensor], prefix: str) -> Modulation:
