@@ -32,6 +32,7 @@ from idlora.core.tokens import tokens_to_audio
 from idlora.networks.adapter import check_adapter, fuse_adapter, inject_adapter
 from idlora.networks.checkpoints import to_official_key, transformer_keys
 from idlora.networks.denoiser import GuidedDenoiser
+from idlora.networks.executor import Executor
 from idlora.networks.joint import JointModel, JointOptions, Prediction, TextContext
 from idlora.training.identity.module import TrainingModule
 from idlora.training.identity.presets import OFFICIAL
@@ -94,7 +95,7 @@ def run_reference(generation: Generation, stored: Stored) -> None:
         Pass("d_iso", isolated=True),
     ]
     wanted = [run for run in plan if f"out.{run.name}.video_velocity" in stored]
-    predictions = generation.model()(state, stored["in.sigma"], context_of(stored), None, wanted)
+    predictions = Executor(generation.model(), context_of(stored))(state, stored["in.sigma"], wanted)
     for name, prediction in predictions.items():
         compare_velocity(stored, name, f"out.{name}", prediction)
 

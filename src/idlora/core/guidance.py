@@ -20,7 +20,11 @@ POSITIVE = "positive"
 
 @dataclass(frozen=True)
 class Pass:
-    """One prediction of the network and how it differs from the positive one."""
+    """One prediction of the network and how it differs from the positive one.
+
+    `audio_only` predicts the audio alone, which hears the video states of the positive pass; the prediction's video is
+    that of the positive pass.
+    """
 
     name: str
     negative_text: bool = False
@@ -29,6 +33,7 @@ class Pass:
     perturbed_streams: tuple[str, ...] = ("video", "audio")
     isolated: bool = False
     adapter: bool = True
+    audio_only: bool = False
 
 
 @dataclass(frozen=True)

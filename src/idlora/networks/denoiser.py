@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from idlora.core.flow import x0_from_velocity
 from idlora.core.guidance import X0, Guidance, Pass, guide
 from idlora.core.reference import without_reference
 from idlora.core.state import AVState
+from idlora.networks.executor import Executor, Sharing
 from idlora.networks.joint import JointModel, Prediction, TextContext
 
 
@@ -18,12 +20,19 @@ class GuidedDenoiser:
 
     Attributes:
         negative: may be None if the text term is neutral.
+        sharing: how far passes go together.
     """
 
     model: JointModel
     positive: TextContext
     negative: TextContext | None
     guidance: Guidance
+    sharing: Sharing = Sharing()
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Runs the passes; it keeps what does not change from step to step."""
+        return Executor(self.model, self.positive, self.negative, self.sharing)
 
     def __call__(self, state: AVState, sigma: float) -> AVState:
         """The same state with its tokens replaced by the guided x0."""
@@ -33,7 +42,7 @@ class GuidedDenoiser:
 
     def predict(self, state: AVState, sigma: float, plan: list[Pass]) -> dict[str, X0]:
         """x0 of every pass of the plan, unguided."""
-        velocities = self.model(state, sigma, self.positive, self.negative, plan)
+        velocities = self.executor(state, sigma, plan)
         return {run.name: _x0(state, sigma, velocities[run.name], run) for run in plan}
 
 
