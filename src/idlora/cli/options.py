@@ -51,6 +51,7 @@ PLACEMENT = (
         default="full",
     ),
     Row("--tiled/--not-tiled", bool, "Decode the picture in tiles.", MODEL),
+    Row("--max-branches", int, "So many guidance passes as one batch: faster on a GPU, more memory.", MODEL, default=1),
 )
 TABLE = (
     Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS),
