@@ -182,19 +182,21 @@ def _cross_attention(
     block: Any, halves: tuple[_Half, _Half], xs: Pair, streams: Streams, options: BlockOptions, once: Once
 ) -> Pair:
     """Audio to video and video to audio, both from the states before either."""
-    params = tuple(once(_cross_params, half, stream.modulation) for half, stream in zip(halves, streams, strict=True))
+    v_params, a_params = (
+        once(_cross_params, half.cross_table, m.cross, m.gate, m.denoise)
+        for half, m in ((half, stream.modulation) for half, stream in zip(halves, streams, strict=True))
+    )
     v, a = once(block.audio_to_video_norm, xs[0]), block.video_to_audio_norm(xs[1])
-    seen = once(_seen, block, v, params[0], streams[0].cross_rotary)
-    audio = xs[1] + _to_audio(block, a, params[1], seen, streams)
+    seen = once(_seen, block, v, v_params, streams[0].cross_rotary)
+    audio = xs[1] + _to_audio(block, a, a_params, seen, streams)
     if options.audio_only:
         return xs[0], audio
-    return xs[0] + _to_video(block, (v, a), params, streams, options.hidden_keys), audio
+    return xs[0] + _to_video(block, (v, a), (v_params, a_params), streams, options.hidden_keys), audio
 
 
-def _cross_params(half: _Half, modulation: Modulation) -> list[Tensor]:
+def _cross_params(table: Tensor, cross: Tensor, gate: Tensor, denoise: Tensor | None) -> list[Tensor]:
     """Scale and shift for audio to video, scale and shift for video to audio, gate."""
-    scales = ada_params(half.cross_table[:4], modulation.cross, modulation.denoise)
-    return scales + ada_params(half.cross_table[4:], modulation.gate, modulation.denoise)
+    return ada_params(table[:4], cross, denoise) + ada_params(table[4:], gate, denoise)
 
 
 def rows_from(rotary: Rotary, start: int) -> Rotary:

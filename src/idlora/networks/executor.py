@@ -170,12 +170,15 @@ class Executor:
         contexts, layouts = lasting(model.contexts, text), self._layouts[run.reference]
         video = step(model.modulation, seen.video, *levels, "")
         audio = step(model.modulation, seen.audio, *reversed(levels), "audio_")
+        prompts = step(model.prompt_modulation, levels[0], ""), step(model.prompt_modulation, levels[1], "audio_")
         return Branch(
             run,
             seen,
             (
-                step(inputs_of, video, contexts[0], layouts[0], lasting(model.text_bias, text)),
-                step(inputs_of, audio, contexts[1], layouts[1], step(model.audio_text_bias, seen.audio, text)),
+                step(inputs_of, video, prompts[0], contexts[0], layouts[0], lasting(model.text_bias, text)),
+                step(
+                    inputs_of, audio, prompts[1], contexts[1], layouts[1], step(model.audio_text_bias, seen.audio, text)
+                ),
             ),
         )
 

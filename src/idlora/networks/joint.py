@@ -246,8 +246,9 @@ class JointModel:
             self.modulation(state.video, levels[0], levels[1], ""),
             self.modulation(state.audio, levels[1], levels[0], "audio_"),
         )
+        prompts = self.prompt_modulation(levels[0], ""), self.prompt_modulation(levels[1], "audio_")
         biases = self.text_bias(context), self.audio_text_bias(state.audio, context)
-        made = zip(modulations, contexts, layouts, biases, strict=True)
+        made = zip(modulations, prompts, contexts, layouts, biases, strict=True)
         video, audio = (inputs_of(*parts) for parts in made)
         return video, audio
 
@@ -278,27 +279,32 @@ class JointModel:
         return bias
 
     def modulation(self, stream: LatentState, level: Tensor, other_level: Tensor, prefix: str) -> Modulation:
-        """Embed the distinct timesteps of a stream; the levels are its own noise level and the other stream's.
+        """Embed the distinct timesteps of a stream, all but the text's; the levels are its own and the other stream's.
 
         `prefix` names its modules. From 2.3 on audio-video attention goes by the other stream's level.
         """
         net, dtype = self.transformer, self._dtype
         rows, denoise = _distinct_timesteps(stream, level)
         scale = float(net.config.timestep_scale_multiplier)
-        rows, (own, other) = rows * scale, (each[:, None] * scale for each in (level, other_level))
+        rows, other = rows * scale, other_level[:, None] * scale
         kind, gate = ("audio", "audio_v2a_gate") if prefix else ("video", "video_a2v_gate")
         cross = other if self.generation.cross_timestep else rows
         gate_scale = net.config.cross_attn_timestep_scale_multiplier / net.config.timestep_scale_multiplier
         ada, out = _embed(getattr(net, prefix + "time_embed"), rows, dtype)
-        prompt = getattr(net, prefix + "prompt_adaln", None)
         return Modulation(
             ada=ada,
             cross=_embed(getattr(net, f"av_cross_attn_{kind}_scale_shift"), cross, dtype)[0],
             gate=_embed(getattr(net, f"av_cross_attn_{gate}"), cross * gate_scale, dtype)[0],
             out=out,
-            prompt=None if prompt is None else _embed(prompt, own, dtype)[0],
+            prompt=None,
             denoise=denoise,
         )
+
+    def prompt_modulation(self, level: Tensor, prefix: str) -> Tensor | None:
+        """Embed a stream's noise level for its text, (B, 1, 2 D); None where the text does not depend on it."""
+        prompt = getattr(self.transformer, prefix + "prompt_adaln", None)
+        scale = float(self.transformer.config.timestep_scale_multiplier)
+        return None if prompt is None else _embed(prompt, level[:, None] * scale, self._dtype)[0]
 
 
 def _called(block: Any, *inputs: Any) -> Pair:
@@ -306,8 +312,11 @@ def _called(block: Any, *inputs: Any) -> Pair:
     return out
 
 
-def inputs_of(modulation: Modulation, context: Tensor, layout: Layout, text_bias: Tensor | None) -> StreamInputs:
-    """A stream's inputs to every block."""
+def inputs_of(
+    modulation: Modulation, prompt: Tensor | None, context: Tensor, layout: Layout, text_bias: Tensor | None
+) -> StreamInputs:
+    """A stream's inputs to every block; `prompt` is the text's modulation."""
+    modulation = modulation._replace(prompt=prompt)
     return StreamInputs(modulation, context, layout.rotary, layout.cross_rotary, text_bias, layout.key_bias)
 
 
