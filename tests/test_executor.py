@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 import tiny
 from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
@@ -224,16 +224,17 @@ def test_rotary_tables_are_made_once_a_generation_and_anew_for_another() -> None
 
 
 class Products(TorchDispatchMode):
-    """Counts matrix products."""
+    """Counts matrix products and, by the formulas of torch's own counter, their operations."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.work = Work()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        names = ("aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten.baddbmm.default")
-        self.count += str(func) in names
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.work += Work(1, formula(*args, **(kwargs or {}), out_val=out))
+        return out
 
 
 class Watched(Executor):
@@ -249,11 +250,10 @@ class Watched(Executor):
             return run_block(*given)
 
         self.model.run_block = count  # type: ignore[method-assign, assignment]
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as operations:  # type: ignore[no-untyped-call]
-            with Products() as products:
-                out = super()._through(*inputs)
+        with sdpa_kernel(SDPBackend.MATH), Products() as products:
+            out = super()._through(*inputs)
         self.model.run_block = run_block  # type: ignore[method-assign]
-        self.work += Work(products.count, operations.get_total_flops())
+        self.work += products.work
         return out
 
 
