@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -197,7 +198,7 @@ class Plain:
 def apart(found: dict[str, Prediction], expected: dict[str, Prediction]) -> float:
     """The largest difference of a prediction, as a share of its largest number."""
     pairs = [(getattr(found[n], s), getattr(expected[n], s)) for n in expected for s in ("video", "audio")]
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 def cycles(generation: str, block: int) -> dict[str, list[list[Pass]]]:
@@ -263,7 +264,7 @@ class Race:
         plain, expected = self.where.timed(lambda: self.plain.step(self.state, self.plan))
         told = {"seconds": plain}
         for name, plans in self.cycles.items():
-            seconds, found = self.where.timed(lambda plans=plans: self._steps(plans))
+            seconds, found = self.where.timed(partial(self._steps, plans))
             step, steps = seconds / len(plans), FEW_STEPS if "distilled" in name else STEPS
             told[name] = (steps * step + self.once) / (STEPS * plain)
             if name == "exact":
@@ -340,10 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for generation in given.generations:
         for name in names:
             each = told[generation][name]
-            spread = f"{each['low']:.3f} to {each['high']:.3f}, n = {told[generation]['turns']}"
-            print(
-                f"{generation} {name}: {each['median']:.3f} of the plain time ({spread}; products {each['products']:.3f})"
-            )
+            low, high, turns = each["low"], each["high"], told[generation]["turns"]
+            spread = f"{low:.3f} to {high:.3f}, n = {turns}; products {each['products']:.3f}"
+            print(f"{generation} {name}: {each['median']:.3f} of the plain time ({spread})")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,14 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import tiny
-from idlora.core.guidance import Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
+from idlora.core.guidance import X0, Guidance, IdentityGuidance, ModalityGuidance, STGuidance, TextGuidance
 from idlora.core.reference import without_reference
 from idlora.core.state import AVState
 from idlora.errors import SettingsError
 from idlora.networks.adapter import inject_adapter
+from idlora.networks.blocks import block_forward
+from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.executor import Executor, Once, Sharing
 from idlora.networks.generations import GENERATIONS
-from idlora.networks.joint import JointModel, JointOptions, Pass, Prediction
+from idlora.networks.joint import JointModel, JointOptions, Pass, Prediction, TextContext
 from idlora.networks.work import Tokens, Work, block_evaluations, step_work
 from idlora.pipeline import PRESETS, Settings, preset_settings
 from tiny_pipeline import adapter_for
@@ -57,7 +59,22 @@ def sequential(net: JointModel, generation: str, state: AVState, plan: Sequence[
     for run in plan:
         seen = state if run.reference else without_reference(state)
         found[run.name] = net.velocity(seen, SIGMA, texts[run.negative_text], run)
+        if run.audio_only:
+            audio = _beside(net, (state, seen), texts[False])
+            found[run.name] = Prediction(found["positive"].video, audio)
     return found
+
+
+def _beside(net: JointModel, states: tuple[AVState, AVState], text: TextContext) -> Tensor:
+    """The audio's velocity in the second state where every block is given the video of the first: whole blocks."""
+    level = torch.full((states[0].video.tokens.shape[0],), SIGMA)
+    streams = [net._streams(state, level, text) for state in states]
+    heard, own = ([net.enter(state.video, ""), net.enter(state.audio, "audio_")] for state in states)
+    for index, block in enumerate(net.transformer.transformer_blocks):
+        options = [net.block_options(state.audio, Pass("plain"), index) for state in states]
+        own[1] = block_forward(block, (heard[0], own[1]), streams[1], options[1])[1]
+        heard = list(block_forward(block, (heard[0], heard[1]), streams[0], options[0]))
+    return net.leave(states[1], (heard[0], own[1]), streams[1]).audio
 
 
 def assert_same(found: dict[str, Prediction], expected: dict[str, Prediction]) -> None:
@@ -221,6 +238,53 @@ def test_rotary_tables_are_made_once_a_generation_and_anew_for_another() -> None
             for number in range(STEPS):
                 run(start.with_tokens(start.video.tokens + number, start.audio.tokens), SIGMA, FULL.plan(SIGMA, 3))
     assert len(calls) == 2
+
+
+@dataclass(frozen=True)
+class Noted(GuidedDenoiser):
+    """A denoiser that notes which passes it runs."""
+
+    passes: list[list[str]] = field(default_factory=list)
+
+    def predict(self, state: AVState, sigma: float, plan: list[Pass]) -> dict[str, X0]:
+        self.passes.append([run.name for run in plan])
+        return super().predict(state, sigma, plan)
+
+
+def noted(guidance: Guidance) -> Noted:
+    return Noted(model("2.3"), tiny.context("2.3", 1), tiny.context("2.3", 1, seed=9), guidance)
+
+
+@torch.no_grad()
+def test_a_term_is_computed_in_one_of_so_many_steps_and_reused_in_the_others() -> None:
+    guidance = replace(FULL, stg=replace(FULL.stg, every=2, lo=0.2), modality=replace(FULL.modality, every=3))
+    lazy, exact, state = noted(guidance), noted(FULL), tiny.state(batch=1)
+    for sigma in (0.9, 0.8, 0.7, 0.6, 0.1):
+        lazy(state, sigma)
+    always = ["positive", "negative", "no_reference"]
+    assert lazy.passes == [
+        [*always, "perturbed", "isolated"],
+        always,
+        [*always, "perturbed"],
+        [*always, "isolated"],
+        always,  # below its interval perturbation does nothing
+    ]
+    # The same state at the same level: what is reused is what would be computed.
+    again = noted(guidance)
+    found = [again(state, 0.5) for _ in range(2)]
+    wanted = exact(state, 0.5)
+    assert len(again.passes[1]) == 3
+    for stream in ("video", "audio"):
+        a, b = (getattr(each, stream).tokens for each in (found[1], wanted))
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@torch.no_grad()
+def test_a_term_that_comes_back_into_its_interval_is_computed_anew() -> None:
+    lazy, state = noted(replace(FULL, stg=replace(FULL.stg, every=9, lo=0.5))), tiny.state(batch=1)
+    for sigma in (0.9, 0.1, 0.9):
+        lazy(state, sigma)
+    assert ["perturbed" in names for names in lazy.passes] == [True, False, True]
 
 
 class Products(TorchDispatchMode):

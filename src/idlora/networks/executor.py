@@ -199,11 +199,12 @@ class Executor:
 
     def _work(self, block: Any, index: int, branch: Branch, xs: Mapping[str, Pair], once: Once) -> Work:
         run, seen, streams = branch
+        options = self.model.block_options(seen.audio, run, index)._replace(audio_only=run.audio_only)
         video, audio = (
             once(_with_text, stream, self._text_memory(block, prefix, stream, run, once))
             for stream, prefix in zip(streams, ("", "audio_"), strict=True)
         )
-        return Work(_hearing(run, xs), (video, audio), self.model.block_options(seen.audio, run, index))
+        return Work(_hearing(run, xs), (video, audio), options)
 
     def _text_memory(self, block: Any, prefix: str, stream: StreamInputs, run: Pass, once: Once) -> KeysValues:
         """Keys and values of the text in a block: of the generation, or of the step."""

@@ -143,7 +143,7 @@ class JointModel:
             sigma: noise level in [0, 1], a number or (B,).
             context: the text of this pass.
             run: which blocks are perturbed and whether the streams are isolated. Text, reference and adapter are the
-                caller's here: only `__call__` reads those fields.
+                caller's here, and both streams are computed: only the executor reads those fields.
 
         Returns:
             Velocities in the dtype of the state's tokens; inside, the network's own dtype is used.
@@ -230,7 +230,6 @@ class JointModel:
             isolated=run.isolated,
             hidden_keys=reference if self.options.mask_reference_to_video else 0,
             textless=reference if self.options.reference_text == "block" else 0,
-            audio_only=run.audio_only,
         )
         if index not in run.perturbed_blocks:
             return plain
