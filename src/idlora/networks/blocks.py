@@ -7,12 +7,15 @@ the values of a tensor, so that `block_forward` compiles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Rotary = tuple[Tensor, Tensor]
+from idlora.networks.attention import KeysValues, Rotary, attend, keys_values, projected
+
+Once = Callable[..., Any]  # (function, *its arguments): may give what it gave for the same arguments before
 ReferenceText = Literal["open", "average", "block"]
 
 
@@ -40,6 +43,11 @@ class StreamInputs(NamedTuple):
     cross_rotary: Rotary
     text_bias: Tensor | None  # (B, 1 or T, S) added to the text attention's scores
     key_bias: Tensor | None  # (B, 1, T) added to the scores of this stream's tokens as keys; padding
+    text: KeysValues | None = None  # of the text, in one block; None = the block computes them
+
+
+Streams = tuple[StreamInputs, StreamInputs]
+Pair = tuple[Tensor, Tensor]
 
 
 class BlockOptions(NamedTuple):
@@ -50,6 +58,7 @@ class BlockOptions(NamedTuple):
     isolated: bool = False
     hidden_keys: int = 0  # leading audio tokens that no video query sees
     textless: int = 0  # leading audio tokens that get nothing from the text
+    audio_only: bool = False  # the audio hears the video that it is given; the video does not go on
 
 
 def pick_rows(rows: Tensor, denoise: Tensor | None) -> Tensor:
@@ -72,12 +81,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def value_passthrough(attention: Any, x: Tensor) -> Tensor:
     """Attention whose weights are the identity: the values, then gate and output projection, (B, T, D)."""
-    values = attention.to_v(x)
-    if attention.to_gate_logits is not None:
-        gates = 2 * torch.sigmoid(attention.to_gate_logits(x))
-        values = (values.unflatten(2, (attention.heads, -1)) * gates[..., None]).flatten(2)
-    projected: Tensor = attention.to_out[0](values)
-    return projected
+    return projected(attention, x, attention.to_v(x).unflatten(2, (attention.heads, -1)))
 
 
 class _Half(NamedTuple):
@@ -109,7 +113,7 @@ def _half(block: Any, prefix: str) -> _Half:
 
 
 def _self_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, value: bool) -> Tensor:
-    shift, scale, gate = params
+    shift, scale, gate = params[:3]
     normed = modulate(half.norm1(x), shift, scale)
     if value:
         return x + value_passthrough(half.attn1, normed) * gate
@@ -119,17 +123,28 @@ def _self_attention(half: _Half, x: Tensor, params: list[Tensor], stream: Stream
 
 def _text_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, textless: int) -> Tensor:
     """Attention to the text; generations from 2.3 on modulate queries (by token) and keys (by sigma)."""
-    queries, context = half.norm2(x), stream.context
+    queries = half.norm2(x)
     if half.prompt_table is not None:
-        shift, scale = _prompt_params(half.prompt_table, stream.modulation.prompt)
-        context = modulate(context, shift, scale)
-        queries = modulate(queries, params[0], params[1])
-    attended: Tensor = half.attn2(queries, encoder_hidden_states=context, attention_mask=stream.text_bias)
+        queries = modulate(queries, params[6], params[7])
+    memory = stream.text or _text_memory(half, stream.context, stream.modulation.prompt)
+    attended = attend(half.attn2, queries, memory, stream.text_bias)
     if half.prompt_table is not None:
-        attended = attended * params[2]
+        attended = attended * params[8]
     if textless:
         attended = torch.cat([torch.zeros_like(attended[:, :textless]), attended[:, textless:]], dim=1)
     return x + attended
+
+
+def _text_memory(half: _Half, context: Tensor, prompt: Tensor | None) -> KeysValues:
+    if half.prompt_table is not None:
+        shift, scale = _prompt_params(half.prompt_table, prompt)
+        context = modulate(context, shift, scale)
+    return keys_values(half.attn2, context)
+
+
+def text_memory(block: Any, prefix: str, context: Tensor, prompt: Tensor | None) -> KeysValues:
+    """Keys and values of the text (B, S, D_context) for the stream whose modules begin with `prefix`."""
+    return _text_memory(_half(block, prefix), context, prompt)
 
 
 def _prompt_params(table: Tensor, rows: Tensor | None) -> list[Tensor]:
@@ -138,57 +153,68 @@ def _prompt_params(table: Tensor, rows: Tensor | None) -> list[Tensor]:
     return ada_params(table, rows, None)
 
 
-def _cross_attention(
-    block: Any,
-    halves: tuple[_Half, _Half],
-    xs: tuple[Tensor, Tensor],
-    streams: tuple[StreamInputs, StreamInputs],
-    hidden_keys: int,
-) -> tuple[Tensor, Tensor]:
-    """Audio to video and video to audio, both from the states before either."""
+def _to_video(
+    block: Any, normed: tuple[Tensor, Tensor], params: tuple[list[Tensor], list[Tensor]], streams: Streams, hidden: int
+) -> Tensor:
+    """What the video hears, gated."""
     video, audio = streams
-    v_params = _cross_params(halves[0], video)
-    a_params = _cross_params(halves[1], audio)
-    v, a = block.audio_to_video_norm(xs[0]), block.video_to_audio_norm(xs[1])
-    keys = modulate(a, a_params[1], a_params[0])[:, hidden_keys:]
-    to_video = block.audio_to_video_attn(
-        modulate(v, v_params[1], v_params[0]),
-        encoder_hidden_states=keys,
-        query_rotary_emb=video.cross_rotary,
-        key_rotary_emb=_rows_from(audio.cross_rotary, hidden_keys),
-        attention_mask=None if audio.key_bias is None else audio.key_bias[..., hidden_keys:],
-    )
-    to_audio = block.video_to_audio_attn(
-        modulate(a, a_params[3], a_params[2]),
-        encoder_hidden_states=modulate(v, v_params[3], v_params[2]),
-        query_rotary_emb=audio.cross_rotary,
-        key_rotary_emb=video.cross_rotary,
-        attention_mask=video.key_bias,
-    )
-    return xs[0] + v_params[4] * to_video, xs[1] + a_params[4] * to_audio
+    (v, a), (v_params, a_params) = normed, params
+    keys = modulate(a, a_params[1], a_params[0])[:, hidden:]
+    attention = block.audio_to_video_attn
+    memory = keys_values(attention, keys, rows_from(audio.cross_rotary, hidden))
+    bias = None if audio.key_bias is None else audio.key_bias[..., hidden:]
+    return v_params[4] * attend(attention, modulate(v, v_params[1], v_params[0]), memory, bias, video.cross_rotary)
 
 
-def _cross_params(half: _Half, stream: StreamInputs) -> list[Tensor]:
+def _to_audio(block: Any, a: Tensor, params: list[Tensor], memory: KeysValues, streams: Streams) -> Tensor:
+    """What the audio sees, gated."""
+    video, audio = streams
+    queries = modulate(a, params[3], params[2])
+    return params[4] * attend(block.video_to_audio_attn, queries, memory, video.key_bias, audio.cross_rotary)
+
+
+def _seen(block: Any, v: Tensor, params: list[Tensor], rotary: Rotary) -> KeysValues:
+    """Keys and values of the video for the audio."""
+    return keys_values(block.video_to_audio_attn, modulate(v, params[3], params[2]), rotary)
+
+
+def _cross_attention(
+    block: Any, halves: tuple[_Half, _Half], xs: Pair, streams: Streams, options: BlockOptions, once: Once
+) -> Pair:
+    """Audio to video and video to audio, both from the states before either."""
+    v_params, a_params = (
+        once(_cross_params, half.cross_table, m.cross, m.gate, m.denoise)
+        for half, m in ((half, stream.modulation) for half, stream in zip(halves, streams, strict=True))
+    )
+    v, a = once(block.audio_to_video_norm, xs[0]), block.video_to_audio_norm(xs[1])
+    seen = once(_seen, block, v, v_params, streams[0].cross_rotary)
+    audio = xs[1] + _to_audio(block, a, a_params, seen, streams)
+    if options.audio_only:
+        return xs[0], audio
+    return xs[0] + _to_video(block, (v, a), (v_params, a_params), streams, options.hidden_keys), audio
+
+
+def _cross_params(table: Tensor, cross: Tensor, gate: Tensor, denoise: Tensor | None) -> list[Tensor]:
     """Scale and shift for audio to video, scale and shift for video to audio, gate."""
-    modulation = stream.modulation
-    scales = ada_params(half.cross_table[:4], modulation.cross, modulation.denoise)
-    return scales + ada_params(half.cross_table[4:], modulation.gate, modulation.denoise)
+    return ada_params(table[:4], cross, denoise) + ada_params(table[4:], gate, denoise)
 
 
-def _rows_from(rotary: Rotary, start: int) -> Rotary:
+def rows_from(rotary: Rotary, start: int) -> Rotary:
     """Rotary tables of the tokens from `start` on; tokens are the last axis but one in both layouts."""
     return rotary[0][..., start:, :], rotary[1][..., start:, :]
 
 
 def _feed_forward(half: _Half, x: Tensor, params: list[Tensor]) -> Tensor:
-    shift, scale, gate = params
+    shift, scale, gate = params[3:6]
     fed: Tensor = half.ff(modulate(half.norm3(x), shift, scale))
     return x + fed * gate
 
 
-def block_forward(
-    block: Any, xs: tuple[Tensor, Tensor], streams: tuple[StreamInputs, StreamInputs], options: BlockOptions
-) -> tuple[Tensor, Tensor]:
+def _plainly(function: Callable[..., Any], *inputs: Any) -> Any:
+    return function(*inputs)
+
+
+def block_forward(block: Any, xs: Pair, streams: Streams, options: BlockOptions, once: Once = _plainly) -> Pair:
     """One block: self-attention, text attention, audio-video attention, feed-forward.
 
     Args:
@@ -196,17 +222,22 @@ def block_forward(
         xs: video (B, T_video, D_video) and audio (B, T_audio, D_audio) hidden states.
         streams: what both streams bring along.
         options: departures from the plain forward.
+        once: shares what several calls on the same block have in common.
     """
-    halves = (_half(block, ""), _half(block, "audio_"))
-    params = [ada_params(h.table, s.modulation.ada, s.modulation.denoise) for h, s in zip(halves, streams, strict=True)]
+    halves = once(_half, block, ""), once(_half, block, "audio_")
+    params = [
+        once(ada_params, half.table, stream.modulation.ada, stream.modulation.denoise)
+        for half, stream in zip(halves, streams, strict=True)
+    ]
     textless = (0, options.textless)
     after_text = []
     for i, (half, stream) in enumerate(zip(halves, streams, strict=True)):
         x = xs[i]
         if not options.skip[i]:
-            x = _self_attention(half, x, params[i][:3], stream, options.value[i])
-        after_text.append(_text_attention(half, x, params[i][6:], stream, textless[i]))
+            x = once(_self_attention, half, x, params[i], stream, options.value[i])
+        after_text.append(once(_text_attention, half, x, params[i], stream, textless[i]))
     video, audio = after_text
     if not options.isolated:
-        video, audio = _cross_attention(block, halves, (video, audio), streams, options.hidden_keys)
-    return _feed_forward(halves[0], video, params[0][3:6]), _feed_forward(halves[1], audio, params[1][3:6])
+        video, audio = _cross_attention(block, halves, (video, audio), streams, options, once)
+    audio = _feed_forward(halves[1], audio, params[1])
+    return (xs[0] if options.audio_only else _feed_forward(halves[0], video, params[0])), audio
