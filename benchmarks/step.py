@@ -12,7 +12,8 @@ pipeline gives: a timestep for every token.
 `exact` computes the five passes, `fast` what the preset of that name does: the mean of the steps of its cycle.
 `distilled` is a whole clip: 8 steps of a full pass and an identity pass on the audio alone against 30 plain steps;
 `distilled_full` (`--full-identity`) has that pass on both streams. What is computed once a generation is charged to it.
-`products` is what shapes alone foretell: the share of the plain way's operations in matrix products.
+`products` is what shapes alone foretell: the share of the plain way's operations in matrix products. `--compile` adds
+`plain_compiled` and compiles our blocks as well; all are shares of the time of the plain way as it is.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Where:
     device: str
     dtype: torch.dtype
     sharing: Sharing
+    compiled: bool = False
 
     def timed(self, work: Callable[[], Result]) -> tuple[float, Result]:
         """How many seconds some work takes, and what it gives."""
@@ -229,6 +231,9 @@ class Race:
         self.plan = found["exact"][0]
         self.plain = Plain(generation, net, self.texts, where.dtype)
         self.model = JointModel(net)
+        if where.compiled:
+            self.model.compile_blocks(dynamic=False)
+            self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in net.transformer_blocks}
         self.executor = Executor(self.model, *self.texts, where.sharing)
         self.once = self._once()
         self.distance = self._warm()
@@ -254,7 +259,19 @@ class Race:
             return 0.0
         for plans in self.cycles.values():
             self._steps(plans)
+        if self.where.compiled:
+            self._plain_compiled()
         return apart(self._steps([self.plan])[0], self.plain.step(self.state, self.plan))
+
+    def _plain_compiled(self) -> dict[str, Prediction]:
+        """A plain step whose blocks are compiled."""
+        for block, compiled in self._compiled.items():
+            block.forward = compiled
+        try:
+            return self.plain.step(self.state, self.plan)
+        finally:
+            for block in self._compiled:
+                del block.forward
 
     def _steps(self, plans: Sequence[Sequence[Pass]]) -> list[dict[str, Prediction]]:
         return [self.executor(self.state, SIGMA, plan) for plan in plans]
@@ -263,6 +280,8 @@ class Race:
         """Seconds of a plain step, and every setting's share of it."""
         plain, expected = self.where.timed(lambda: self.plain.step(self.state, self.plan))
         told = {"seconds": plain}
+        if self.where.compiled:
+            told["plain_compiled"] = self.where.timed(self._plain_compiled)[0] / plain
         for name, plans in self.cycles.items():
             seconds, found = self.where.timed(partial(self._steps, plans))
             step, steps = seconds / len(plans), FEW_STEPS if "distilled" in name else STEPS
@@ -295,10 +314,10 @@ def measured(generation: str, size: Size, where: Where, names: Sequence[str], se
         raise SystemExit(f"the sides do not compute the same: {race.distance:.1e} apart")
     foretold = race.foretold(size)
     told: dict[str, Any] = {}
-    for name in race.cycles:
+    for name in [name for name in turns[0] if name != "seconds"]:
         values = [turn[name] for turn in turns]
         told[name] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        told[name] |= {"products": foretold[name]}
+        told[name] |= {"products": foretold.get(name, 1.0)}
         if (goal := GOALS.get(name, {}).get(generation)) is not None and size == SMALL:
             told[name] |= {"goal": goal, "reached": told[name]["median"] <= goal}
     plain = statistics.median([turn["seconds"] for turn in turns])
@@ -315,12 +334,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-branches", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=540.0, help="for all generations; two turns take place anyway")
     parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
+    parser.add_argument("--compile", action="store_true", help="compiled blocks on both sides too")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     if given.device == "cpu":
         torch.set_num_threads(1)
     size = replace(SMALL if given.scale == "small" else FULL, layers=given.layers)
-    where = Where(given.device, getattr(torch, given.dtype), Sharing(given.max_branches))
+    where = Where(given.device, getattr(torch, given.dtype), Sharing(given.max_branches), given.compile)
     names = (*SETTINGS, "distilled_full") if given.full_identity else SETTINGS
     share, told = given.seconds / len(given.generations), dict[str, Any]()
     with torch.no_grad():
@@ -332,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "scale": given.scale,
         "layers": given.layers,
         "max_branches": given.max_branches,
+        "compiled": given.compile,
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -339,8 +360,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(told, indent=1))
         return
     for generation in given.generations:
-        for name in names:
-            each = told[generation][name]
+        for name, each in told[generation].items():
+            if not isinstance(each, dict):
+                continue
             low, high, turns = each["low"], each["high"], told[generation]["turns"]
             spread = f"{low:.3f} to {high:.3f}, n = {turns}; products {each['products']:.3f}"
             print(f"{generation} {name}: {each['median']:.3f} of the plain time ({spread})")

@@ -175,6 +175,8 @@ def ours(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Call
     new_adapter(transformer, config.adapter.rank).make_trainable()
     module = TrainingModule(transformer, config.objective, bf16=True).train()
     set_checkpointing(module, config.engine)
+    if config.engine.compile:
+        module.model.compile_blocks(dynamic=False)
     parameters = trained(transformer)
     optimizer = make_optimizer(parameters, config.optimization)
     return optimised(parameters, optimizer, lambda: module(batch).total)
@@ -200,9 +202,11 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
     if given.scale == "tiny":
         blueprint = replace(blueprint, config={**blueprint.config, **TINY})
         row = replace(row, grid=(2, 4, 4))
+    if given.layers:
+        blueprint = replace(blueprint, config={**blueprint.config, "num_layers": given.layers})
     config = TrainingConfig(
         adapter=AdapterShape(rank=4 if given.scale == "tiny" else 128),
-        engine=Engine(batch=size, precision="bf16", storage=storage, checkpointing="all"),
+        engine=Engine(batch=size, precision="bf16", storage=storage, checkpointing="all", compile=way == "compiled"),
         optimization=Optimization(),
     )
     transformer = transformer_of(blueprint, device)
@@ -219,6 +223,7 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
         "way": way,
         "storage": storage,
         "batch": size,
+        "layers": given.layers or "all",
         **found,
         "foretold_bytes": foretold,
         "torch": torch.__version__,
@@ -232,6 +237,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--steps", type=int, default=3, help="after the first")
     parser.add_argument("--plain", action="store_true", help="the plain loop too, batch 1, full weights")
+    parser.add_argument("--compile", action="store_true", help="ours with compiled blocks too, full weights")
+    parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published; times are then a part's")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=["full", "tiny"], default="full")
     parser.add_argument("--out", type=Path, help="file that lines are added to")
@@ -239,6 +246,7 @@ def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     wanted: list[tuple[str, Storage, int]] = [("plain", "full", 1)] if given.plain else []
     wanted += [("ours", storage, size) for storage in given.storage or ["full"] for size in given.batch or [1]]
+    wanted += [("compiled", "full", size) for size in given.batch or [1] if given.compile]
     for way, storage, size in wanted:
         try:
             line = measured(given, way, storage, size)
