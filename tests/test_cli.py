@@ -35,7 +35,8 @@ OPTIONS = """
 --modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask
 --reference-text --positions --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
---refine-strength --style --fuse/--keep-apart --compile/--eager --device --dtype --text-cache --placement --storage --tiled/--not-tiled
+--refine-strength --style --fuse/--keep-apart --compile/--eager
+--device --dtype --text-cache --placement --storage --tiled/--not-tiled
 """.split()
 
 
