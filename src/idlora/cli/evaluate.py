@@ -35,8 +35,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     """Judge clips of one or several systems; a second call judges only what is new."""
     quieten()
     from idlora.evaluation.laboratory.panel import Panel
-    from idlora.evaluation.laboratory.run import Order
-    from idlora.evaluation.laboratory.run import evaluate as evaluated
+    from idlora.evaluation.laboratory.run import Order, write_report
     from idlora.evaluation.laboratory.tables import shown
 
     panel = Panel.of(judge or None, _weights(weights or []))
@@ -47,7 +46,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
         raise InputError("there is nothing to judge; name a manifest or a folder of clips")
     order = Order(out, baseline, workers, ray=ray, examples=examples)
     with ExitStack() as stack:
-        results = evaluated(source, order, panel, _bar(stack))
+        results = write_report(source, order, panel, _bar(stack))
     for line in results.lines:
         if line.split == "all":
             print(f"{line.system}: {line.measure.name} {shown(line.estimate)}, {line.n} of {line.asked} clips")

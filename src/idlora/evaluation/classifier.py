@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from idlora.networks.mel import LogMel
 
 Floats = NDArray[np.float64]
 
@@ -20,6 +17,10 @@ _MAX_LAG = 100  # mel frames of 10 ms: covers the beat of words
 
 def sound_features(samples: NDArray[np.float32]) -> Floats:
     """What a sound (N,) at 16 kHz is like over its whole length, (F,): levels and movement by band, and its rhythm."""
+    import torch
+
+    from idlora.networks.mel import LogMel
+
     mel = LogMel()(torch.from_numpy(samples)[None, None])[0, 0].double().numpy()  # (T, bins)
     change = np.diff(mel, axis=0)
     levels = np.quantile(mel, _QUANTILES, axis=0).ravel()

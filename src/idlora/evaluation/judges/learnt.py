@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 
 from idlora.evaluation.classifier import Linear, Ridge
@@ -22,6 +21,8 @@ _PARTS = ("mean", "scale", "weights")
 
 def write_learnt(path: Path, maps: dict[str, Linear], extra: dict[str, Floats], facts: dict[str, Any]) -> None:
     """Write maps and other arrays in half precision (the maps' weights relative to the scale, so that it suffices)."""
+    import torch
+
     arrays = {f"{name}/{part}": getattr(linear, part) for name, linear in maps.items() for part in _PARTS} | extra
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array, np.float16)) for name, array in arrays.items()}
     write_tensors(path, tensors, {"facts": json.dumps(facts)})

@@ -15,11 +15,12 @@ from idlora.data.world.voice import SAMPLE_RATE
 from idlora.errors import InputError
 from idlora.evaluation.judges.base import Footage, Frames, JudgeRecord, Reference
 from idlora.evaluation.judges.sounds import Floats, Sound, at_16_khz, pearson
+from idlora.evaluation.judges.world_faces import face_cells, refuse_no_face
 from idlora.evaluation.store import Values
 
 MAX_SHIFT, STEP = 0.4, 0.01  # seconds
 _LEAST_FRAMES = 13
-_LEAST_MOUTH = 0.02  # height of the widest opening, of the picture's height: two rows of pixels of 96
+_LEAST_MOVED = 0.02  # of the picture's height: two rows of pixels of 96
 
 
 def lip_correlation(frames: NDArray[np.uint8], waveform: Sound, rate: int) -> float:
@@ -98,13 +99,12 @@ def opening_of(frames: Frames) -> Floats:
     """The mouth opening (F,) of a clip of the world.
 
     Raises:
-        InputError: the pictures are not square, or no mouth of the world opens in them.
+        InputError: no face of the world is seen, or its mouth never opens.
     """
-    if frames.shape[1] != frames.shape[2] or frames.shape[1] < 32:
-        raise InputError(f"pictures of {frames.shape[2]} x {frames.shape[1]} are not of the miniature's world")
-    widest = float(read_mouth_height(frames).max())
-    if widest < _LEAST_MOUTH:
+    refuse_no_face(face_cells(frames))
+    moved = float(np.ptp(read_mouth_height(frames)))
+    if moved < _LEAST_MOVED:
         raise InputError(
-            f"it shows no opening mouth of the miniature's world: {widest:.3f} of the height, {_LEAST_MOUTH} is needed"
+            f"the mouth does not open in it: it moves by {moved:.3f} of the height, {_LEAST_MOVED} is seen"
         )
     return read_mouth_opening(frames).astype(np.float64)

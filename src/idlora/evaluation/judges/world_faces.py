@@ -50,6 +50,13 @@ def edge_features(cells: Floats) -> Floats:
     return np.concatenate([down, right, [cells.std()]])
 
 
+def refuse_no_face(cells: Floats) -> None:
+    """Raise InputError if cells (32, 32, 3) show no face of the world where it belongs."""
+    seen = float(learnt_map("face seen")(edge_features(cells)[None])[0, 0])
+    if seen < 0:
+        raise InputError(f"no face of the miniature's world is seen ({seen:.2f}; a face is near 1, none near -1)")
+
+
 class WorldFacesJudge:
     """Skin, hair, clothes, glasses, beard and proportions, read by a linear map from the world's pictures.
 
@@ -75,9 +82,7 @@ class WorldFacesJudge:
             InputError: no face of the world is seen.
         """
         cells = face_cells(frames)
-        seen = float(learnt_map("face seen")(edge_features(cells)[None])[0, 0])
-        if seen < 0:
-            raise InputError(f"no face of the miniature's world is seen ({seen:.2f}; a face is near 1, none near -1)")
+        refuse_no_face(cells)
         read = np.asarray(facts()["faces_read"])
         weights = np.where(read >= _LEAST_READ, read, 0.0)
         centre, spread = learnt_array("faces/centre"), learnt_array("faces/spread")

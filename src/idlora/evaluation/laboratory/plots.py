@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ def _measures(figure: Any, results: Results) -> bool:
 def _titled(lines: Sequence[Line | None]) -> str:
     measure = next(line.measure for line in lines if line is not None)
     arrow = {"higher": " (higher is better)", "lower": " (lower is better)", "neither": ""}[measure.better]
-    return f"{measure.name}{arrow}"
+    return textwrap.fill(f"{measure.name}{arrow}", 44)
 
 
 def _by_distance(figure: Any, results: Results) -> bool:

@@ -56,7 +56,7 @@ class Order:
             raise SettingsError(f"{self.workers} workers, {self.examples} examples: at least 1, and 0 to 50")
 
 
-def evaluate(
+def write_report(
     source: str | os.PathLike[str], order: Order, panel: Panel, moved: Callable[[int, int], None] | None = None
 ) -> Results:
     """Judge the clips of a manifest or folder and write the report.
