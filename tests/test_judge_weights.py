@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,33 @@ def test_arcface_averages_frames_and_takes_the_cosine(tmp_path: Path, monkeypatc
     assert len(judge.record.weights) == 64
 
 
+def field(number: int, value: int | bytes) -> bytes:
+    """One field of a protocol buffer; lengths and numbers below 128 alone."""
+    if isinstance(value, int):
+        return bytes([number << 3, value])
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def identity_onnx() -> bytes:
+    """The smallest network: it gives back what it is given."""
+    kind = field(1, field(1, 1) + field(2, field(1, field(2, b"n"))))  # float32, of one free dimension
+    node = field(1, b"x") + field(2, b"y") + field(4, b"Identity")
+    graph = field(1, node) + field(2, b"g") + field(11, field(1, b"x") + field(2, kind))
+    graph += field(12, field(1, b"y") + field(2, kind))
+    return field(1, 8) + field(8, field(2, 13)) + field(7, graph)
+
+
+def test_onnx_files_are_run_and_others_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `faces` is not installed")
+    (tmp_path / "det_10g.onnx").write_bytes(identity_onnx())
+    (tmp_path / "w600k_r50.onnx").write_bytes(identity_onnx())
+    detector, _ = ArcFaceJudge(str(tmp_path)).networks
+    assert detector(np.array([1.5, 2.5], np.float32))[0].tolist() == [1.5, 2.5]
+    (tmp_path / "det_10g.onnx").write_bytes(b"junk")
+    with pytest.raises(WeightsError, match="no network that onnxruntime reads"):
+        _ = ArcFaceJudge(str(tmp_path)).networks
+
+
 # CLAP and Whisper
 
 
@@ -303,3 +331,40 @@ def test_clap_reads_the_parts_that_prompts_have(clap: Path) -> None:
     assert other["sounds"] == pytest.approx(values["sounds"], abs=1e-5)
     with pytest.raises(InputError, match="nothing that is heard"):
         judge.score(clip, Reference(), None)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("whisper")
+    byte_vocabulary(folder, {"<|endoftext|>": 0})
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 257}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0}
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **tokens, suppress_tokens=None))
+    settings = GenerationConfig(**tokens, max_length=12, is_multilingual=False, no_timestamps_token_id=256)
+    model.generation_config = settings
+    model.save_pretrained(folder)
+    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_whisper_is_read_from_its_folder_and_hears_the_same_again(whisper: Path) -> None:
+    listener = WhisperListener(str(whisper))
+    heard = listener.hear(sound(), SAMPLE_RATE)
+    assert [each.word for each in heard] == [each.word for each in listener.hear(sound(), SAMPLE_RATE)]
+    assert all(math.isnan(each.start) for each in heard)
+    assert listener.hear(0 * sound(), SAMPLE_RATE) == []
+    assert len(listener.record.weights) == 64
+    with pytest.raises(InputError, match="longer than the 30 s"):
+        listener.hear(np.ones(31 * SAMPLE_RATE, np.float32), SAMPLE_RATE)

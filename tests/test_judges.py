@@ -29,7 +29,7 @@ from idlora.evaluation.judges.world_sounds import WorldSoundsJudge
 from judged_clips import footage, heard, sound_of
 
 Sound = NDArray[np.float32]
-NUM = 6
+NUM = 8
 
 
 @pytest.fixture(scope="module")
