@@ -33,6 +33,7 @@ from idlora.evaluation.judges.arcface import (
 from idlora.evaluation.judges.clap import ClapJudge
 from idlora.evaluation.judges.ecapa import WavLMEcapa
 from idlora.evaluation.judges.syncnet import SyncNetJudge
+from idlora.evaluation.judges.voxceleb import Ecapa, VoxCelebSpeaker
 from idlora.evaluation.judges.wavlm import LARGE, WavLMEcapaSpeaker, WavLMSpeaker, renamed
 from idlora.evaluation.judges.weights import tensors_of
 from idlora.evaluation.judges.whisper import WhisperListener
@@ -170,6 +171,33 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_told() -> None:
     for judge in (WavLMSpeaker("nobody/nothing"), ClapJudge("nobody/nothing"), WhisperListener("nobody/nothing")):
         with pytest.raises(WeightsError, match="no folder with weights"):
             _ = judge.record
+
+
+# ECAPA-TDNN
+
+
+def made_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The same small numbers on every machine."""
+    rng = np.random.default_rng(0)
+    drawn = {name: 0.03 * rng.standard_normal(shapes[name]) for name in sorted(shapes)}
+    drawn = {name: np.abs(value) + 1 if name.endswith("running_var") else value for name, value in drawn.items()}
+    return {name: torch.from_numpy(np.asarray(value)).float() for name, value in drawn.items()}
+
+
+def test_ecapa_is_that_of_speechbrain(tmp_path: Path) -> None:
+    """The first numbers that SpeechBrain 1.1.2 gives for these weights and this sound."""
+    own = Ecapa().state_dict()
+    assert len(own) == 231
+    assert own["blocks.1.res2net_block.blocks.0.conv.conv.weight"].shape == (128, 128, 3)
+    shapes = {name: tuple(value.shape) for name, value in own.items() if not name.endswith("num_batches_tracked")}
+    torch.save(made_weights(shapes), tmp_path / "embedding_model.ckpt")
+    time = np.arange(16_000) / 16_000
+    tone = 0.3 * np.sin(2 * np.pi * 220 * time) * (1 + np.sin(6 * np.pi * time)) + 0.01 * np.sin(3998 * np.pi * time)
+    found = VoxCelebSpeaker(str(tmp_path)).embed(tone.astype(np.float32), 16_000)
+    assert found.shape == (192,)
+    assert found[:6] == pytest.approx([-0.011124, -0.075226, -0.135229, -0.086289, 0.074694, -0.01675], abs=2e-5)
+    with pytest.raises(WeightsError, match="there are no weights"):
+        VoxCelebSpeaker(str(tmp_path / "absent"))
 
 
 # Files

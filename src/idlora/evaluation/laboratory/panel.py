@@ -17,6 +17,7 @@ from idlora.evaluation.judges.lips import LipJudge
 from idlora.evaluation.judges.onset import OnsetJudge
 from idlora.evaluation.judges.syncnet import SyncNetJudge
 from idlora.evaluation.judges.voices import DriftJudge, SpeakerJudge, SpeakerSimilarity
+from idlora.evaluation.judges.voxceleb import VoxCelebSpeaker
 from idlora.evaluation.judges.wavlm import WavLMEcapaSpeaker, WavLMSpeaker
 from idlora.evaluation.judges.whisper import WhisperListener
 from idlora.evaluation.judges.words import WordJudge, WordsJudge
@@ -64,6 +65,11 @@ OFFERS: Mapping[str, Offer] = {
     "speaker-wavlm-ecapa": Offer(
         lambda source: SpeakerSimilarity(WavLMEcapaSpeaker(source)),
         "FILE, wavlm_large_finetune.pth of UniSpeech's speaker verification",
+        ("resemblyzer",),
+    ),
+    "speaker-ecapa": Offer(
+        lambda source: SpeakerSimilarity(VoxCelebSpeaker(source)),
+        "FILE, embedding_model.ckpt of speechbrain/spkrec-ecapa-voxceleb",
         ("resemblyzer",),
     ),
     "face-arcface": Offer(
