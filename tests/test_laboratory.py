@@ -113,7 +113,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("silent.mp4", {"lips-world": "level is below", "levels": "level is below", "sounds-world": "level is below"}),
         ("mute.mp4", {"lips-world": "no audio track", "levels": "no audio track", "sounds-world": "no audio track"}),
         ("no face.mp4", {"lips-world": "no face", "face-world": "no face"}),
-        ("one frame.mp4", {"lips-world": "s long", "levels": "s long", "sounds-world": "s long"}),
+        ("one frame.mp4", {"lips-world": "does not open", "levels": "s long", "sounds-world": "s long"}),
         ("empty.wav", dict.fromkeys(("lips-world", "levels", "face-world", "sounds-world"), "0 s long|no sound")),
         ("junk.mp4", dict.fromkeys(("lips-world", "levels", "face-world", "sounds-world"), "cannot be decoded")),
         ("zero.mp4", dict.fromkeys(("lips-world", "levels", "face-world", "sounds-world"), "cannot read")),

@@ -36,9 +36,10 @@ def judge_entry(entry: Entry, judges: Mapping[str, Judge]) -> Outcome:
         reference = Reference.read(entry.voice, entry.picture, entry.truth, entry.said, entry.face_box)
         prompt = entry.asked
     except IDLoraError as error:
-        return {name: {"unjudged": _told(error)} for name in judges}
+        return {name: {"unjudged": _named(entry, _told(error))} for name in judges}
     except Exception as error:  # noqa: BLE001 - a codec's own fault must not end a night's work
-        return {name: {"unjudged": f"it cannot be read: {type(error).__name__}: {_told(error)}"} for name in judges}
+        reason = f"it cannot be read: {type(error).__name__}: {_told(error)}"
+        return {name: {"unjudged": _named(entry, reason)} for name in judges}
     return {name: _asked(name, judge, clip, reference, prompt) for name, judge in judges.items()}
 
 
@@ -67,6 +68,13 @@ def _refuse_no_numbers(values: Values) -> None:
     wrong = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
     if wrong:
         raise InputError(f"the judge's {', '.join(wrong)} is not a finite number")
+
+
+def _named(entry: Entry, reason: str) -> str:
+    """The reason with the names of files, not where they lie: equal faults are told as one."""
+    for path in (entry.voice, entry.picture, entry.truth):
+        reason = reason if path is None else reason.replace(str(path), path.name)
+    return reason.replace(str(entry.clip), "the clip")
 
 
 def _told(error: Exception) -> str:

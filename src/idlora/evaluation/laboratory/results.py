@@ -59,7 +59,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Duel:
-    """A system less the baseline, on the clips of one split that both have; `adjusted` is Holm's p within the split."""
+    """A system less the baseline, on the clips of one split that both have.
+
+    `adjusted` is Holm's p over the systems that are compared by this measure on this split, `overall` over all measures
+    too. The verdict rests on the first: it is for a measure that was named beforehand.
+    """
 
     system: str
     baseline: str
@@ -67,6 +71,7 @@ class Duel:
     measure: Measure
     comparison: Comparison
     adjusted: float = math.nan
+    overall: float = math.nan
 
     @property
     def verdict(self) -> str:
@@ -89,6 +94,7 @@ class Duel:
             **estimate_json(found.difference),
             "p": found.p,
             "p_holm": self.adjusted,
+            "p_holm_all_measures": self.overall,
             "smallest_difference": _finite(found.smallest),
             "n": found.n,
             "speakers": found.speakers,
@@ -221,5 +227,12 @@ def _duels(judged: Sequence[Judged], systems: Sequence[str], split: str, inside:
             if tables[0] is not None and tables[1] is not None and tables[0].speakers == tables[1].speakers:
                 found = compare(tables[0], tables[1], len(shared))
                 duels.append(Duel(system, systems[0], split, measure, found))
-    adjusted = holm([duel.comparison.p for duel in duels])
-    return [replace(duel, adjusted=p) for duel, p in zip(duels, adjusted, strict=True)]
+    overall = holm([duel.comparison.p for duel in duels])
+    duels = [replace(duel, overall=p) for duel, p in zip(duels, overall, strict=True)]
+    return [duel for measure in MEASURES for duel in _adjusted([each for each in duels if each.measure is measure])]
+
+
+def _adjusted(duels: Sequence[Duel]) -> list[Duel]:
+    """Duels by one measure on one split, with Holm's p among them."""
+    ps = holm([duel.comparison.p for duel in duels])
+    return [replace(duel, adjusted=p) for duel, p in zip(duels, ps, strict=True)]

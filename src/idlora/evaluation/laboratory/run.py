@@ -153,7 +153,13 @@ def circumstances(panel: Panel) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions(),
-        "statistics": {"interval": LEVEL, "resampled": "speakers", "power": POWER, "several": "Holm within a split"},
+        "statistics": {
+            "interval": LEVEL,
+            "resampled": "speakers",
+            "power": POWER,
+            "p_holm": "over the systems of one measure and split",
+            "p_holm_all_measures": "over everything that is compared on one split",
+        },
         "judges": {name: asdict(judge.record) for name, judge in panel.judges.items()},
         "absent": [asdict(absent) for absent in panel.absent],
     }

@@ -42,8 +42,8 @@ def sheets(
     """All tables of a report, those without rows left out."""
     found = [
         _by_system(results),
-        _by_split(results),
         _duels(results),
+        _by_split(results),
         _unjudged(judged),
         _judges(judges),
         _absent(absent),
@@ -87,28 +87,20 @@ def _duels(results: Results) -> Sheet:
     rows = tuple(_duel(duel) for duel in results.duels)
     about = (
         "System less baseline on the clips that both have, paired by speaker. p: permutation of the labels, speaker by "
-        "speaker; adjusted for all rows of a split by Holm's method. Smallest difference: what so many speakers show "
-        "with a power of 0.8 at 5 %, one comparison alone; below it `undecided` means little."
+        "speaker; adjusted by Holm's method for the systems compared by one measure on one split, and for all measures "
+        "too. The verdict is by the first, for a measure named beforehand: of twenty one differs by chance. Smallest "
+        "difference: what so many speakers show with a power of 0.8 at 5 %, one comparison alone; below it `undecided` "
+        "means little."
     )
-    head = (
-        "split",
-        "measure",
-        "system - baseline",
-        "difference (95 % interval)",
-        "p",
-        "adjusted",
-        "smallest",
-        "n",
-        "verdict",
-    )
-    return Sheet("Systems compared", about, head, rows)
+    head = ("split", "measure", "system - baseline", "difference (95 % interval)", "p", "adjusted", "for all measures")
+    return Sheet("Systems compared", about, (*head, "smallest", "n", "verdict"), rows)
 
 
 def _duel(duel: Duel) -> tuple[str, ...]:
     found = duel.comparison
     smallest = f"{found.smallest:.3f}" if math.isfinite(found.smallest) else "none"
     pair = f"{duel.system} - {duel.baseline}"
-    ps = (f"{found.p:.4f}", f"{duel.adjusted:.4f}")
+    ps = (f"{found.p:.4f}", f"{duel.adjusted:.4f}", f"{duel.overall:.4f}")
     n = f"{found.n} clips, {found.speakers} speakers"
     return duel.split, duel.measure.name, pair, shown(found.difference), *ps, smallest, n, duel.verdict
 
@@ -118,13 +110,16 @@ def _unjudged(judged: Sequence[Judged]) -> Sheet:
     counts: Counter[tuple[str, str, str]] = Counter()
     first: dict[tuple[str, str, str], str] = {}
     for each in judged:
+        by_reason: dict[str, list[str]] = {}
         for told in each.verdict.unjudged:
-            key = (each.entry.system, told.judge, told.reason)
+            by_reason.setdefault(told.reason, []).append(told.judge)
+        for reason, names in by_reason.items():
+            key = (each.entry.system, ", ".join(names), reason)
             counts[key] += 1
             first.setdefault(key, each.entry.id)
     rows = tuple((*key, str(count), first[key]) for key, count in sorted(counts.items()))
     about = "Never counted as 0: these clips are missing from the judge's rows. Every clip by name is in clips.jsonl."
-    return Sheet("What could not be judged", about, ("system", "judge", "reason", "clips", "first"), rows)
+    return Sheet("What could not be judged", about, ("system", "judges", "reason", "clips", "first"), rows)
 
 
 def _judges(judges: dict[str, Judge]) -> Sheet:
