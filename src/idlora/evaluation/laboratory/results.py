@@ -137,11 +137,7 @@ class Results:
         Raises:
             InputError: there is no such system.
         """
-        names = list(dict.fromkeys(each.entry.system for each in judged))
-        if baseline and baseline not in names:
-            raise InputError(f"there is no system {baseline!r} to compare with; there are {', '.join(names)}")
-        first = baseline or names[0]
-        systems = (first, *(name for name in names if name != first))
+        systems = systems_of([each.entry for each in judged], baseline)
         splits, edges, means = _splits(judged)
         lines = [line for part, inside in splits.items() for line in _lines(judged, systems, part, inside)]
         duels = [duel for part, inside in splits.items() for duel in _duels(judged, systems, part, inside)]
@@ -162,6 +158,15 @@ class Results:
             "rows": [line.to_json() for line in self.lines],
             "comparisons": [duel.to_json() for duel in self.duels],
         }
+
+
+def systems_of(entries: Sequence[Entry], baseline: str = "") -> tuple[str, ...]:
+    """The systems in their order, the baseline first (InputError if there is no such system)."""
+    names = list(dict.fromkeys(entry.system for entry in entries))
+    if baseline and baseline not in names:
+        raise InputError(f"there is no system {baseline!r} to compare with; there are {', '.join(names)}")
+    first = baseline or names[0]
+    return (first, *(name for name in names if name != first))
 
 
 Inside = Callable[[Judged], bool]

@@ -20,7 +20,7 @@ from idlora.evaluation.laboratory.manifest import Entry, read_entries
 from idlora.evaluation.laboratory.page import example_section, page
 from idlora.evaluation.laboratory.panel import Panel
 from idlora.evaluation.laboratory.plots import plots
-from idlora.evaluation.laboratory.results import Judged, Results
+from idlora.evaluation.laboratory.results import Judged, Results, systems_of
 from idlora.evaluation.laboratory.tables import Sheet, sheets
 from idlora.evaluation.laboratory.workers import Task, judged
 from idlora.evaluation.store import Store, Values
@@ -83,6 +83,7 @@ def write_report(
     if find_spec("matplotlib") is None:
         raise SettingsError("the report's plots need matplotlib: pip install 'idlora[eval]'")
     entries, faults = read_entries(source)
+    systems_of(entries, order.baseline)  # known before any work
     _make(order.out / "plots")
     told = judge_all(entries, order, panel, moved)
     results = Results.of(told, order.baseline)
