@@ -2,9 +2,6 @@
 """Where every token stands: bounds [start, end) in seconds (audio; video axis 0) and in pixels (video axes 1 and 2).
 
 The rotary embedding uses the midpoints. Reference tokens stand before time zero.
-
-Positions are computed on the CPU and then brought to where they are wanted: a GPU rounds bfloat16 differently, by which
-the positions of the official code's roundings would be others.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ MELS_PER_TOKEN = 4
 REFERENCE_GAP = 0.04  # seconds between the reference's end and the target's start; one token
 PIXELS_PER_TOKEN = 32
 FRAMES_PER_TOKEN = 8
-_CPU = torch.device("cpu")
+_CPU = torch.device("cpu")  # where all are computed: a GPU rounds bfloat16 otherwise, which moves rounded positions
 
 
 def audio_positions(num_tokens: int, device: torch.device | None = None) -> Tensor:
