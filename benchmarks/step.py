@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One guided step beside the plain way: diffusers' own forward, five passes one after the other.
 
-`python benchmarks/step.py --json`. Same weights, inputs and passes; both sides are compared before they race, and take
-turns, so that what else the machine does hits both. On a CPU time is that of the processor, with one thread; on a GPU
-that of the clock. A setting's figure is the median of paired ratios to the plain time, with the least and the greatest.
+`python benchmarks/step.py --json`. Same weights, inputs and passes; what both sides give is compared. On a CPU they go
+through the network side by side and take turns after every few blocks, so that what else the machine does hits all
+alike; time is that of the processor, with one thread. On a GPU they take turns step by step, and time is that of the
+clock. A setting's figure is the median of its ratios to the plain time over turns, with the least and the greatest.
 
 Diffusers cannot perturb 2.0's self-attention (its option does nothing there): the plain way's perturbed pass hooks the
 two attentions of that block, so that they give zeros after they were computed. It gives the transformer what its own
@@ -22,14 +23,17 @@ import json
 import math
 import platform
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from lanes import Lanes
 from torch import Tensor
 
 from idlora.core.guidance import Pass
@@ -55,9 +59,6 @@ GOALS = {
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
 
-Result = TypeVar("Result")
-
-
 @dataclass(frozen=True)
 class Size:
     """Of the network and the clip."""
@@ -80,16 +81,22 @@ class Where:
     dtype: torch.dtype
     sharing: Sharing
 
-    def timed(self, work: Callable[[], Result]) -> tuple[float, Result]:
-        """How many seconds some work takes, and what it gives."""
-        clock, on_gpu = (time.process_time, False) if self.device == "cpu" else (time.perf_counter, True)
-        if on_gpu:
-            torch.cuda.synchronize()
-        started = clock()
+    @property
+    def on_gpu(self) -> bool:
+        """Whether work goes on after it was asked for."""
+        return self.device != "cpu"
+
+    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """How many seconds some work takes this thread, and what it gives."""
+        if not self.on_gpu:
+            started = time.thread_time()
+            result = work()
+            return time.thread_time() - started, result
+        torch.cuda.synchronize()
+        started = time.perf_counter()
         result = work()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return clock() - started, result
+        torch.cuda.synchronize()
+        return time.perf_counter() - started, result
 
 
 def network(generation: str, size: Size, where: Where) -> Any:
@@ -161,12 +168,15 @@ class Plain:
         """One pass."""
         if not run.perturbed_blocks or self.generation.stg == "value":
             return self._forward(state, run)
+        mine = threading.get_ident()
+
+        def nothing(_module: Any, _inputs: Any, out: Tensor) -> Tensor:
+            return torch.zeros_like(out) if threading.get_ident() == mine else out
+
         attentions = [
             getattr(self.net.transformer_blocks[i], name) for i in run.perturbed_blocks for name in ATTENTIONS
         ]
-        handles = [
-            each.register_forward_hook(lambda _module, _inputs, out: torch.zeros_like(out)) for each in attentions
-        ]
+        handles = [each.register_forward_hook(nothing) for each in attentions]
         try:
             return self._forward(state, run)
         finally:
@@ -228,10 +238,18 @@ class Race:
         self.cycles = {name: found[name] for name in names}
         self.plan = found["exact"][0]
         self.plain = Plain(generation, net, self.texts, where.dtype)
-        self.model = JointModel(net)
-        self.executor = Executor(self.model, *self.texts, where.sharing)
+        self.model = JointModel(net, around_block=self._around)
+        self.executors = {name: Executor(self.model, *self.texts, where.sharing) for name in names}
+        self.lanes = Lanes()
+        for block in net.transformer_blocks:
+            block.register_forward_hook(lambda *_: self.lanes.passed())
         self.once = self._once()
         self.distance = self._warm()
+
+    @contextmanager
+    def _around(self, _block: Any) -> Iterator[None]:
+        yield
+        self.lanes.passed()
 
     def _once(self) -> float:
         """Seconds of what is computed once a generation."""
@@ -250,25 +268,35 @@ class Race:
 
     def _warm(self) -> float:
         """How far exact is from plain; on a GPU, whose first run is no measure, the sides run here before the race."""
-        if self.where.device == "cpu":
-            return 0.0
-        for plans in self.cycles.values():
-            self._steps(plans)
-        return apart(self._steps([self.plan])[0], self.plain.step(self.state, self.plan))
+        if self.where.on_gpu:
+            for name in self.cycles:
+                self._cycle(name)
+            return apart(self._cycle("exact"), self.plain.step(self.state, self.plan))
+        for executor in self.executors.values():
+            executor(self.state, SIGMA, [Pass("positive")])  # keeps the text
+        return 0.0
 
-    def _steps(self, plans: Sequence[Sequence[Pass]]) -> list[dict[str, Prediction]]:
-        return [self.executor(self.state, SIGMA, plan) for plan in plans]
+    def _cycle(self, name: str) -> dict[str, Prediction]:
+        """The steps of a setting until they repeat; what the first one gave comes back."""
+        first, *_ = [self.executors[name](self.state, SIGMA, plan) for plan in self.cycles[name]]
+        return first
 
     def turn(self) -> dict[str, float]:
         """Seconds of a plain step, and every setting's share of it."""
-        plain, expected = self.where.timed(lambda: self.plain.step(self.state, self.plan))
+        works: dict[str, Callable[[], Any]] = {"plain": partial(self.plain.step, self.state, self.plan)}
+        works |= {name: partial(self._cycle, name) for name in self.cycles}
+        if self.where.on_gpu:
+            found = {name: self.where.timed(work) for name, work in works.items()}
+        else:
+            strides = {"plain": len(self.plan)} | {name: len(plans) for name, plans in self.cycles.items()}
+            timed = {name: partial(self.where.timed, work) for name, work in works.items()}
+            found = self.lanes.side_by_side(timed, strides)
+        self.distance = max(self.distance, apart(found["exact"][1], found["plain"][1]))
+        plain = found["plain"][0]
         told = {"seconds": plain}
         for name, plans in self.cycles.items():
-            seconds, found = self.where.timed(partial(self._steps, plans))
-            step, steps = seconds / len(plans), FEW_STEPS if "distilled" in name else STEPS
+            step, steps = found[name][0] / len(plans), FEW_STEPS if "distilled" in name else STEPS
             told[name] = (steps * step + self.once) / (STEPS * plain)
-            if name == "exact":
-                self.distance = max(self.distance, apart(found[0], expected))
         return told
 
     def foretold(self, size: Size) -> dict[str, float]:
