@@ -313,11 +313,11 @@ class Race:
 
 
 def measured(generation: str, size: Size, where: Where, names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Figures of settings; turns are taken for so many seconds, two at least."""
+    """Figures of settings; turns are taken for so many seconds, one at least."""
     begun = time.monotonic()
     race, turns = Race(generation, size, where, names), list[dict[str, float]]()
     racing = time.monotonic()
-    while len(turns) < 2 or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
+    while not turns or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
         turns.append(race.turn())
     if race.distance > TOLERANCE[str(where.dtype).removeprefix("torch.")]:
         raise SystemExit(f"the sides do not compute the same: {race.distance:.1e} apart")
@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--max-branches", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=540.0, help="for all generations; two turns take place anyway")
+    parser.add_argument("--seconds", type=float, default=540.0, help="for all; one turn of each takes place anyway")
     parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
