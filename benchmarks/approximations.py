@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,13 @@ from idlora.data.world.captions import caption
 from idlora.data.world.speakers import Split
 from idlora.data.world.voice import SAMPLE_RATE
 from idlora.evaluation.clips import first_frame, reference_sound, target
-from idlora.evaluation.statistics import mean_over
+from idlora.evaluation.statistics import Floats, mean_over
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.published import all_sizes
 from idlora.networks.work import Tokens, step_work
-from idlora.pipeline import IDLoraPipeline, Request
+from idlora.pipeline import IDLoraPipeline, Request, Settings
 from idlora.pipeline.generation import noise, prepare, schedule
-from idlora.pipeline.inputs import read_inputs
+from idlora.pipeline.inputs import Inputs, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import versions
 
@@ -117,42 +118,45 @@ def products(guidance: Guidance) -> float:
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one setting on one clip: for each step and at the end, video and audio."""
+    """Of one setting, each (clips, 2), video and audio: at every step, and at the end."""
 
-    steps: list[tuple[float, float]] = field(default_factory=list)
-    end: list[float] = field(default_factory=list)
+    steps: list[Floats] = field(default_factory=list)
+    end: list[Floats] = field(default_factory=list)
 
 
-def distance(found: AVState, exact: AVState) -> tuple[float, float]:
-    """Of the tokens that are denoised, as shares of the exact ones' length."""
-    pairs = ((found.video, exact.video), (found.audio, exact.audio))
+def distance(found: AVState, exact: AVState) -> Floats:
+    """Of the tokens that are denoised, as shares of the exact ones' length, (clips, 2)."""
     parts = []
-    for a, b in pairs:
+    for a, b in ((found.video, exact.video), (found.audio, exact.audio)):
         mask, rows = target_part(b.denoise_mask, b.num_reference), b.num_reference
         one, other = (target_part(each.tokens, rows) * mask for each in (a, b))
-        parts.append(_length(one - other) / _length(other))
-    return parts[0], parts[1]
+        parts.append((_length(one - other) / _length(other)).numpy())
+    return np.stack(parts, axis=1)
 
 
-def _length(x: Tensor) -> float:
-    return float(x.double().square().sum().sqrt())
+def _length(x: Tensor) -> Tensor:
+    return x.double().square().sum((1, 2)).sqrt()
 
 
-def compared(pipe: IDLoraPipeline, base: Guidance, speaker: int) -> dict[str, Errors]:
-    """All settings on the clip of one speaker."""
+def asked_of(speaker: int, pipe: IDLoraPipeline, settings: Settings) -> Inputs:
+    """The clip of one speaker, with another clip's voice of the same."""
     asked = target(SPLIT, speaker, 0)
     voice = Voice(reference_sound(SPLIT, speaker, asked, SECONDS)[None], SAMPLE_RATE)
-    settings = replace(pipe.card.defaults, guidance=base, seed=speaker)
-    inputs = read_inputs(Request(caption(asked), settings, first_frame(asked), voice), pipe.card.vocabulary)
-    texts = pipe.texts([inputs], Meter(pipe.device))
-    state = noise(prepare([inputs], settings, pipe.codecs, pipe.device), generators_for([speaker]))
+    request = Request(caption(asked), replace(settings, seed=speaker), first_frame(asked), voice)
+    return read_inputs(request, pipe.card.vocabulary)
+
+
+def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int) -> dict[str, Errors]:
+    """All approximations on clips of so many speakers."""
+    base = settings.guidance
+    batch = [asked_of(speaker, pipe, settings) for speaker in range(num_clips)]
+    texts = pipe.texts(batch, Meter(pipe.device))
+    state = noise(prepare(batch, settings, pipe.codecs, pipe.device), generators_for(range(num_clips)))
     model, sigmas = pipe._model(settings), schedule(settings, pipe.codecs.grid(settings))
-    exact = GuidedDenoiser(model, texts.positive, texts.negative, base)
-    table: dict[Pass, X0] = {}
-    told = {
-        name: Told(model, texts.positive, texts.negative, change(base), table=table)
-        for name, change in SETTINGS.items()
-    }
+    make = partial(GuidedDenoiser, model, texts.positive, texts.negative)
+    tell = partial(Told, model, texts.positive, texts.negative)
+    exact, table = make(base), dict[Pass, X0]()
+    told = {name: tell(change(base), table=table) for name, change in SETTINGS.items()}
     errors = {name: Errors() for name in SETTINGS}
     alone = replace(base.identity, audio_only=True).other_pass()
 
@@ -161,42 +165,43 @@ def compared(pipe: IDLoraPipeline, base: Guidance, speaker: int) -> dict[str, Er
         found = exact.predict(step.state, step.sigma, [*plan, replace(alone, name="alone")])
         table.clear()
         table.update({run: found[run.name] for run in plan} | {alone: found["alone"]})
-        guided = Told(model, texts.positive, texts.negative, base, table=table)(step.state, step.sigma)
+        guided = tell(base, table=table)(step.state, step.sigma)
         for name, denoiser in told.items():
             errors[name].steps.append(distance(denoiser(step.state, step.sigma), guided))
 
     end = sample_euler(exact, state, sigmas, callback=look)
     for name, change in SETTINGS.items():
-        own = sample_euler(GuidedDenoiser(model, texts.positive, texts.negative, change(base)), state, sigmas)
-        errors[name].end.extend(distance(own, end))
+        errors[name].end.append(distance(sample_euler(make(change(base)), state, sigmas), end))
     return errors
 
 
-def summary(found: Sequence[Errors]) -> dict[str, Any]:
-    """Means over clips with 95 % intervals, and the largest of all steps."""
-    steps = np.array([errors.steps for errors in found])  # (clips, steps, 2)
-    ends = np.array([errors.end for errors in found])
+def summary(errors: Errors) -> dict[str, Any]:
+    """Means over clips with 95 % intervals; the step that is worst on average, by its number."""
+    steps = np.stack(errors.steps, axis=1)  # (clips, steps, 2)
     told: dict[str, Any] = {}
     for i, stream in enumerate(("video", "audio")):
-        mean, end = mean_over(steps[:, :, i]), mean_over(ends[:, i : i + 1])
+        mean, end = mean_over(steps[:, :, i]), mean_over(errors.end[0][:, i : i + 1])
+        by_step = steps[:, :, i].mean(0)
         told[stream] = {
             "mean": [mean.value, mean.low, mean.high],
-            "worst_step": float(steps[:, :, i].mean(0).max()),
+            "worst_step": [float(by_step.max()), int(by_step.argmax()) + 1],
             "end": [end.value, end.low, end.high],
         }
     return told
 
 
-def measured(num_clips: int) -> dict[str, Any]:
+def measured(num_clips: int, num_steps: int | None) -> dict[str, Any]:
     """Every setting on so many clips, one a speaker."""
     pipe = IDLoraPipeline.from_pretrained("miniature")
-    own = pipe.card.defaults.guidance
-    base = replace(own, stg=STGuidance(blocks=(BLOCK,)), modality=ModalityGuidance())
-    found = [compared(pipe, base, speaker) for speaker in range(num_clips)]
+    own = pipe.card.defaults
+    base = replace(own.guidance, stg=STGuidance(blocks=(BLOCK,)), modality=ModalityGuidance())
+    settings = replace(own, guidance=base, num_inference_steps=num_steps or own.num_inference_steps)
+    found = compared(pipe, settings, num_clips)
     told: dict[str, Any] = {"exact": {"products": products(base)}}
     for name, change in SETTINGS.items():
-        told[name] = {"products": products(change(base)), **summary([errors[name] for errors in found])}
-    return {"settings": told, "clips": num_clips, "split": SPLIT, "model": pipe.digests, "versions": versions()}
+        told[name] = {"products": products(change(base)), **summary(found[name])}
+    size = {"clips": num_clips, "split": SPLIT, "steps": settings.num_inference_steps}
+    return {"settings": told, **size, "model": pipe.digests, "versions": versions()}
 
 
 def row(name: str, each: Mapping[str, Any]) -> str:
@@ -207,8 +212,9 @@ def row(name: str, each: Mapping[str, Any]) -> str:
             cells += ["0", "0", "0"]
             continue
         (mean, low, high), (end, end_low, end_high) = each[stream]["mean"], each[stream]["end"]
+        worst, number = each[stream]["worst_step"]
         cells.append(f"{mean:.2%} ({low:.2%} to {high:.2%})")
-        cells.append(f"{each[stream]['worst_step']:.2%}")
+        cells.append(f"{worst:.2%} (step {number})")
         cells.append(f"{end:.2%} ({end_low:.2%} to {end_high:.2%})")
     return "| " + " | ".join(cells) + " |"
 
@@ -220,10 +226,11 @@ HEAD = "| setting | products | video: a step | worst step | at the end | audio: 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=None, help="the miniature's own number by default")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    told = measured(given.clips)
+    told = measured(given.clips, given.steps)
     if given.json:
         print(json.dumps(told, indent=1))
         return

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One guided step beside the plain way: diffusers' own forward, five passes one after the other.
 
-`python benchmarks/step.py --json`. Same weights, inputs and passes; both sides are compared before they race, and take
-turns, so that what else the machine does hits both. On a CPU time is that of the processor, with one thread; on a GPU
-that of the clock. A setting's figure is the median of paired ratios to the plain time, with the least and the greatest.
+`python benchmarks/step.py --json`. Same weights, inputs and passes; what both sides give is compared. On a CPU they go
+through the network side by side and take turns after every few blocks, so that what else the machine does hits all
+alike; time is that of the processor, with one thread. On a GPU they take turns step by step, and time is that of the
+clock. A setting's figure is the median of its ratios to the plain time over turns, with the least and the greatest.
 
 Diffusers cannot perturb 2.0's self-attention (its option does nothing there): the plain way's perturbed pass hooks the
 two attentions of that block, so that they give zeros after they were computed. It gives the transformer what its own
@@ -23,14 +24,17 @@ import json
 import math
 import platform
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from lanes import Lanes
 from torch import Tensor
 
 from idlora.core.guidance import Pass
@@ -56,9 +60,6 @@ GOALS = {
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
 
-Result = TypeVar("Result")
-
-
 @dataclass(frozen=True)
 class Size:
     """Of the network and the clip."""
@@ -82,16 +83,22 @@ class Where:
     sharing: Sharing
     compiled: bool = False
 
-    def timed(self, work: Callable[[], Result]) -> tuple[float, Result]:
-        """How many seconds some work takes, and what it gives."""
-        clock, on_gpu = (time.process_time, False) if self.device == "cpu" else (time.perf_counter, True)
-        if on_gpu:
-            torch.cuda.synchronize()
-        started = clock()
+    @property
+    def on_gpu(self) -> bool:
+        """Whether work goes on after it was asked for."""
+        return self.device != "cpu"
+
+    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """How many seconds some work takes this thread, and what it gives."""
+        if not self.on_gpu:
+            started = time.thread_time()
+            result = work()
+            return time.thread_time() - started, result
+        torch.cuda.synchronize()
+        started = time.perf_counter()
         result = work()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return clock() - started, result
+        torch.cuda.synchronize()
+        return time.perf_counter() - started, result
 
 
 def network(generation: str, size: Size, where: Where) -> Any:
@@ -163,12 +170,15 @@ class Plain:
         """One pass."""
         if not run.perturbed_blocks or self.generation.stg == "value":
             return self._forward(state, run)
+        mine = threading.get_ident()
+
+        def nothing(_module: Any, _inputs: Any, out: Tensor) -> Tensor:
+            return torch.zeros_like(out) if threading.get_ident() == mine else out
+
         attentions = [
             getattr(self.net.transformer_blocks[i], name) for i in run.perturbed_blocks for name in ATTENTIONS
         ]
-        handles = [
-            each.register_forward_hook(lambda _module, _inputs, out: torch.zeros_like(out)) for each in attentions
-        ]
+        handles = [each.register_forward_hook(nothing) for each in attentions]
         try:
             return self._forward(state, run)
         finally:
@@ -230,13 +240,21 @@ class Race:
         self.cycles = {name: found[name] for name in names}
         self.plan = found["exact"][0]
         self.plain = Plain(generation, net, self.texts, where.dtype)
-        self.model = JointModel(net)
+        self.model = JointModel(net, around_block=self._around)
         if where.compiled:
             self.model.compile_blocks(dynamic=False)
             self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in net.transformer_blocks}
-        self.executor = Executor(self.model, *self.texts, where.sharing)
+        self.executors = {name: Executor(self.model, *self.texts, where.sharing) for name in names}
+        self.lanes = Lanes()
+        for block in net.transformer_blocks:
+            block.register_forward_hook(lambda *_: self.lanes.passed())
         self.once = self._once()
         self.distance = self._warm()
+
+    @contextmanager
+    def _around(self, _block: Any) -> Iterator[None]:
+        yield
+        self.lanes.passed()
 
     def _once(self) -> float:
         """Seconds of what is computed once a generation."""
@@ -255,13 +273,15 @@ class Race:
 
     def _warm(self) -> float:
         """How far exact is from plain; on a GPU, whose first run is no measure, the sides run here before the race."""
-        if self.where.device == "cpu":
-            return 0.0
-        for plans in self.cycles.values():
-            self._steps(plans)
-        if self.where.compiled:
-            self._plain_compiled()
-        return apart(self._steps([self.plan])[0], self.plain.step(self.state, self.plan))
+        if self.where.on_gpu:
+            for name in self.cycles:
+                self._cycle(name)
+            if self.where.compiled:
+                self._plain_compiled()
+            return apart(self._cycle("exact"), self.plain.step(self.state, self.plan))
+        for executor in self.executors.values():
+            executor(self.state, SIGMA, [Pass("positive")])  # keeps the text
+        return 0.0
 
     def _plain_compiled(self) -> dict[str, Prediction]:
         """A plain step whose blocks are compiled."""
@@ -273,21 +293,29 @@ class Race:
             for block in self._compiled:
                 del block.forward
 
-    def _steps(self, plans: Sequence[Sequence[Pass]]) -> list[dict[str, Prediction]]:
-        return [self.executor(self.state, SIGMA, plan) for plan in plans]
+    def _cycle(self, name: str) -> dict[str, Prediction]:
+        """The steps of a setting until they repeat; what the first one gave comes back."""
+        first, *_ = [self.executors[name](self.state, SIGMA, plan) for plan in self.cycles[name]]
+        return first
 
     def turn(self) -> dict[str, float]:
         """Seconds of a plain step, and every setting's share of it."""
-        plain, expected = self.where.timed(lambda: self.plain.step(self.state, self.plan))
+        works: dict[str, Callable[[], Any]] = {"plain": partial(self.plain.step, self.state, self.plan)}
+        works |= {name: partial(self._cycle, name) for name in self.cycles}
+        if self.where.on_gpu:
+            found = {name: self.where.timed(work) for name, work in works.items()}
+        else:
+            strides = {"plain": len(self.plan)} | {name: len(plans) for name, plans in self.cycles.items()}
+            timed = {name: partial(self.where.timed, work) for name, work in works.items()}
+            found = self.lanes.side_by_side(timed, strides)
+        self.distance = max(self.distance, apart(found["exact"][1], found["plain"][1]))
+        plain = found["plain"][0]
         told = {"seconds": plain}
         if self.where.compiled:
             told["plain_compiled"] = self.where.timed(self._plain_compiled)[0] / plain
         for name, plans in self.cycles.items():
-            seconds, found = self.where.timed(partial(self._steps, plans))
-            step, steps = seconds / len(plans), FEW_STEPS if "distilled" in name else STEPS
+            step, steps = found[name][0] / len(plans), FEW_STEPS if "distilled" in name else STEPS
             told[name] = (steps * step + self.once) / (STEPS * plain)
-            if name == "exact":
-                self.distance = max(self.distance, apart(found[0], expected))
         return told
 
     def foretold(self, size: Size) -> dict[str, float]:
@@ -304,11 +332,11 @@ class Race:
 
 
 def measured(generation: str, size: Size, where: Where, names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Figures of settings; turns are taken for so many seconds, two at least."""
+    """Figures of settings; turns are taken for so many seconds, one at least."""
     begun = time.monotonic()
     race, turns = Race(generation, size, where, names), list[dict[str, float]]()
     racing = time.monotonic()
-    while len(turns) < 2 or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
+    while not turns or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
         turns.append(race.turn())
     if race.distance > TOLERANCE[str(where.dtype).removeprefix("torch.")]:
         raise SystemExit(f"the sides do not compute the same: {race.distance:.1e} apart")
@@ -332,13 +360,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--max-branches", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=540.0, help="for all generations; two turns take place anyway")
+    parser.add_argument("--seconds", type=float, default=540.0, help="for all; one turn of each takes place anyway")
     parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
     parser.add_argument("--compile", action="store_true", help="compiled blocks on both sides too")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     if given.device == "cpu":
         torch.set_num_threads(1)
+        if given.compile:
+            parser.error("--compile is for a GPU: on a CPU the sides change at every block")
     size = replace(SMALL if given.scale == "small" else FULL, layers=given.layers)
     where = Where(given.device, getattr(torch, given.dtype), Sharing(given.max_branches), given.compile)
     names = (*SETTINGS, "distilled_full") if given.full_identity else SETTINGS

@@ -48,7 +48,7 @@ def test_a_guided_step_beside_the_plain_way_is_told_as_shares() -> None:
 
 
 def test_approximations_are_told_with_what_they_save() -> None:
-    command = [sys.executable, str(BENCHMARKS / "approximations.py"), "--clips", "1", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "approximations.py"), "--clips", "2", "--steps", "2", "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["settings"]
     exact = told.pop("exact")
     for each in told.values():

@@ -192,7 +192,7 @@ def test_presets_differ_as_their_table_says() -> None:
     assert len(distilled.sigmas) == 9
     assert [any(term.weights()) for term in distilled.guidance.active_terms(0.9, 1)] == [True]
     with pytest.raises(SettingsError, match="choose one of one-stage"):
-        preset_settings("fast", base, GENERATIONS["2.3"])
+        preset_settings("quick", base, GENERATIONS["2.3"])
 
 
 @pytest.mark.parametrize("sigmas", [(1.0,), (1.0, 0.5), (0.5, 0.7, 0.0), (1.5, 0.0), (0.0,), (1.0, 1.0, 0.0)])

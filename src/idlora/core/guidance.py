@@ -50,8 +50,8 @@ class X0:
 class Term(ABC):
     """A guidance term: it adds weight * (x0 positive - x0 of another pass) while lo <= sigma <= hi.
 
-    `every` = n runs the other pass in one of n calls of the model and adds what it gave there in the n - 1 that follow:
-    faster, and no longer exact.
+    `every` = n runs the other pass in one of n calls of the model and reuses what it gave there in the n - 1 that
+    follow, as a velocity, since that changes least from level to level: faster, and no longer exact.
 
     Raises:
         SettingsError: not 0 <= lo <= hi <= 1, or `every` below 1.

@@ -76,7 +76,7 @@ def ada_params(table: Tensor, rows: Tensor, denoise: Tensor | None) -> list[Tens
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift: x (1 + scale) + shift."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def value_passthrough(attention: Any, x: Tensor) -> Tensor:
@@ -116,9 +116,9 @@ def _self_attention(half: _Half, x: Tensor, params: list[Tensor], stream: Stream
     shift, scale, gate = params[:3]
     normed = modulate(half.norm1(x), shift, scale)
     if value:
-        return x + value_passthrough(half.attn1, normed) * gate
+        return torch.addcmul(x, value_passthrough(half.attn1, normed), gate)
     attended: Tensor = half.attn1(normed, query_rotary_emb=stream.rotary, attention_mask=stream.key_bias)
-    return x + attended * gate
+    return torch.addcmul(x, attended, gate)
 
 
 def _text_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, textless: int) -> Tensor:
@@ -128,11 +128,9 @@ def _text_attention(half: _Half, x: Tensor, params: list[Tensor], stream: Stream
         queries = modulate(queries, params[6], params[7])
     memory = stream.text or _text_memory(half, stream.context, stream.modulation.prompt)
     attended = attend(half.attn2, queries, memory, stream.text_bias)
-    if half.prompt_table is not None:
-        attended = attended * params[8]
     if textless:
         attended = torch.cat([torch.zeros_like(attended[:, :textless]), attended[:, textless:]], dim=1)
-    return x + attended
+    return x + attended if half.prompt_table is None else torch.addcmul(x, attended, params[8])
 
 
 def _text_memory(half: _Half, context: Tensor, prompt: Tensor | None) -> KeysValues:
@@ -156,21 +154,21 @@ def _prompt_params(table: Tensor, rows: Tensor | None) -> list[Tensor]:
 def _to_video(
     block: Any, normed: tuple[Tensor, Tensor], params: tuple[list[Tensor], list[Tensor]], streams: Streams, hidden: int
 ) -> Tensor:
-    """What the video hears, gated."""
+    """What the video hears."""
     video, audio = streams
     (v, a), (v_params, a_params) = normed, params
     keys = modulate(a, a_params[1], a_params[0])[:, hidden:]
     attention = block.audio_to_video_attn
     memory = keys_values(attention, keys, rows_from(audio.cross_rotary, hidden))
     bias = None if audio.key_bias is None else audio.key_bias[..., hidden:]
-    return v_params[4] * attend(attention, modulate(v, v_params[1], v_params[0]), memory, bias, video.cross_rotary)
+    return attend(attention, modulate(v, v_params[1], v_params[0]), memory, bias, video.cross_rotary)
 
 
 def _to_audio(block: Any, a: Tensor, params: list[Tensor], memory: KeysValues, streams: Streams) -> Tensor:
-    """What the audio sees, gated."""
+    """What the audio sees."""
     video, audio = streams
     queries = modulate(a, params[3], params[2])
-    return params[4] * attend(block.video_to_audio_attn, queries, memory, video.key_bias, audio.cross_rotary)
+    return attend(block.video_to_audio_attn, queries, memory, video.key_bias, audio.cross_rotary)
 
 
 def _seen(block: Any, v: Tensor, params: list[Tensor], rotary: Rotary) -> KeysValues:
@@ -188,10 +186,11 @@ def _cross_attention(
     )
     v, a = once(block.audio_to_video_norm, xs[0]), block.video_to_audio_norm(xs[1])
     seen = once(_seen, block, v, v_params, streams[0].cross_rotary)
-    audio = xs[1] + _to_audio(block, a, a_params, seen, streams)
+    audio = torch.addcmul(xs[1], _to_audio(block, a, a_params, seen, streams), a_params[4])
     if options.audio_only:
         return xs[0], audio
-    return xs[0] + _to_video(block, (v, a), (v_params, a_params), streams, options.hidden_keys), audio
+    heard = _to_video(block, (v, a), (v_params, a_params), streams, options.hidden_keys)
+    return torch.addcmul(xs[0], heard, v_params[4]), audio
 
 
 def _cross_params(table: Tensor, cross: Tensor, gate: Tensor, denoise: Tensor | None) -> list[Tensor]:
@@ -207,7 +206,7 @@ def rows_from(rotary: Rotary, start: int) -> Rotary:
 def _feed_forward(half: _Half, x: Tensor, params: list[Tensor]) -> Tensor:
     shift, scale, gate = params[3:6]
     fed: Tensor = half.ff(modulate(half.norm3(x), shift, scale))
-    return x + fed * gate
+    return torch.addcmul(x, fed, gate)
 
 
 def _plainly(function: Callable[..., Any], *inputs: Any) -> Any:

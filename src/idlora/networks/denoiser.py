@@ -36,20 +36,21 @@ class GuidedDenoiser:
 
     @cached_property
     def _reused(self) -> dict[str, tuple[X0, int]]:
-        """What terms that are not computed in every step added last, and for how many more calls that holds."""
+        """The velocities that terms not computed in every step added last, and for how many more calls they hold."""
         return {}
 
     def __call__(self, state: AVState, sigma: float) -> AVState:
         """The same state with its tokens replaced by the guided x0."""
         num_reference, reused = state.audio.num_reference, self._reused
         terms = {term.other_pass().name: term for term in self.guidance.active_terms(sigma, num_reference)}
-        kept = {name: change for name, (change, calls) in reused.items() if calls > 0 and name in terms}
+        held = {name: velocity for name, (velocity, calls) in reused.items() if calls > 0 and name in terms}
+        kept = {name: X0(sigma * velocity.video, sigma * velocity.audio) for name, velocity in held.items()}
         predictions = self.predict(state, sigma, self.guidance.plan(sigma, num_reference, kept))
         guided = guide(self.guidance, predictions, sigma, kept)
-        lasting = {name: (change, reused[name][1] - 1) for name, change in kept.items()}
+        lasting = {name: (velocity, reused[name][1] - 1) for name, velocity in held.items()}
         if any(term.every > 1 for term in terms.values()):
-            made = deltas(self.guidance, predictions, sigma)
-            lasting |= {name: (change, terms[name].every - 1) for name, change in made.items() if terms[name].every > 1}
+            for name, change in deltas(self.guidance, predictions, sigma).items():
+                lasting[name] = X0(change.video / sigma, change.audio / sigma), terms[name].every - 1
         reused.clear()  # what an inactive term added once is out of date when it comes back
         reused.update(lasting)
         return state.with_tokens(guided.video, guided.audio)
