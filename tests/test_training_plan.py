@@ -27,7 +27,7 @@ from idlora.training.identity.presets import PRESETS, preset_config
 from idlora.training.latents.store import LatentStore, Row
 
 
-@pytest.mark.parametrize("checkpointing", ["all", "none"])
+@pytest.mark.parametrize("checkpointing", ["all", "attention", "none"])
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 def test_bytes_of_a_step_are_as_foretold(checkpointing: Any, generation: str, tmp_path: Path) -> None:
     data = tiny_training.store(tmp_path / "data", generation, equal=True)

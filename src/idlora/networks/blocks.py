@@ -7,12 +7,15 @@ the values of a tensor, so that `block_forward` compiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Rotary = tuple[Tensor, Tensor]
+from idlora.networks.attention import Rotary, attend
+from idlora.networks.lean import Residual, gated_sum, is_lean, normed
+
 ReferenceText = Literal["open", "average", "block"]
 
 
@@ -59,15 +62,31 @@ def pick_rows(rows: Tensor, denoise: Tensor | None) -> Tensor:
     return torch.where(denoise, rows[:, 1:2], rows[:, 0:1])
 
 
-def ada_params(table: Tensor, rows: Tensor, denoise: Tensor | None) -> list[Tensor]:
-    """Add the block's table (N, D) to rows (B, U, N * D); N tensors (B, T or 1, D) come back."""
-    values = table[None, None] + rows.unflatten(-1, table.shape)
-    return [pick_rows(value, denoise) for value in values.unbind(2)]
+def ada_params(table: Tensor, rows: Tensor) -> list[Tensor]:
+    """Add the block's table (N, D) to rows (B, U, N * D); N tensors (B, U, D) come back."""
+    return list((table[None, None] + rows.unflatten(-1, table.shape)).unbind(2))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift: x (1 + scale) + shift."""
-    return x * (1 + scale) + shift
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, denoise: Tensor | None = None) -> Tensor:
+    """Scale and shift by rows (B, U, D): x (1 + scale) + shift."""
+    return x * pick_rows(1 + scale, denoise) + pick_rows(shift, denoise)
+
+
+def _modulated(norm: Any, x: Tensor, rows: Sequence[Tensor], denoise: Tensor | None) -> Tensor:
+    """Norm, then scale and shift by rows (shift, scale) of (B, U, D)."""
+
+    def then(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return modulate(x, shift, scale, denoise)
+
+    def back(gradient: Tensor, _shift: Tensor, scale: Tensor) -> Tensor:
+        return gradient * pick_rows(1 + scale, denoise)
+
+    return normed(norm, x, rows, then, back)
+
+
+def _gated(x: Tensor, added: Tensor, gate: Tensor, denoise: Tensor | None) -> Tensor:
+    """The residual: x + added * gate, a row (B, U, D)."""
+    return gated_sum(x, added, gate, lambda rows: pick_rows(rows, denoise))
 
 
 def value_passthrough(attention: Any, x: Tensor) -> Tensor:
@@ -108,34 +127,37 @@ def _half(block: Any, prefix: str) -> _Half:
     )
 
 
-def _self_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, value: bool) -> Tensor:
+def _self_attention(
+    half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, value: bool, long: bool
+) -> Tensor:
     shift, scale, gate = params
-    normed = modulate(half.norm1(x), shift, scale)
+    denoise = stream.modulation.denoise
+    normed = _modulated(half.norm1, x, (shift, scale), denoise)
     if value:
-        return x + value_passthrough(half.attn1, normed) * gate
-    attended: Tensor = half.attn1(normed, query_rotary_emb=stream.rotary, attention_mask=stream.key_bias)
-    return x + attended * gate
+        return _gated(x, value_passthrough(half.attn1, normed), gate, denoise)
+    attended = attend(half.attn1, normed, normed, (stream.rotary, stream.rotary), stream.key_bias, long)
+    return _gated(x, attended, gate, denoise)
 
 
 def _text_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, textless: int) -> Tensor:
     """Attention to the text; generations from 2.3 on modulate queries (by token) and keys (by sigma)."""
-    queries, context = half.norm2(x), stream.context
-    if half.prompt_table is not None:
+    context, denoise = stream.context, stream.modulation.denoise
+    if half.prompt_table is None:
+        queries = half.norm2(x)
+    else:
         shift, scale = _prompt_params(half.prompt_table, stream.modulation.prompt)
         context = modulate(context, shift, scale)
-        queries = modulate(queries, params[0], params[1])
-    attended: Tensor = half.attn2(queries, encoder_hidden_states=context, attention_mask=stream.text_bias)
-    if half.prompt_table is not None:
-        attended = attended * params[2]
+        queries = _modulated(half.norm2, x, params[:2], denoise)
+    attended = attend(half.attn2, queries, context, None, stream.text_bias)
     if textless:
         attended = torch.cat([torch.zeros_like(attended[:, :textless]), attended[:, textless:]], dim=1)
-    return x + attended
+    return x + attended if half.prompt_table is None else _gated(x, attended, params[2], denoise)
 
 
 def _prompt_params(table: Tensor, rows: Tensor | None) -> list[Tensor]:
     if rows is None:  # a generation whose prompt modulation does not depend on the noise
         return list(table[None, None].unbind(2))
-    return ada_params(table, rows, None)
+    return ada_params(table, rows)
 
 
 def _cross_attention(
@@ -149,30 +171,32 @@ def _cross_attention(
     video, audio = streams
     v_params = _cross_params(halves[0], video)
     a_params = _cross_params(halves[1], audio)
-    v, a = block.audio_to_video_norm(xs[0]), block.video_to_audio_norm(xs[1])
-    keys = modulate(a, a_params[1], a_params[0])[:, hidden_keys:]
-    to_video = block.audio_to_video_attn(
-        modulate(v, v_params[1], v_params[0]),
-        encoder_hidden_states=keys,
-        query_rotary_emb=video.cross_rotary,
-        key_rotary_emb=_rows_from(audio.cross_rotary, hidden_keys),
-        attention_mask=None if audio.key_bias is None else audio.key_bias[..., hidden_keys:],
+    v_norm, a_norm = block.audio_to_video_norm, block.video_to_audio_norm
+    v_denoise, a_denoise = video.modulation.denoise, audio.modulation.denoise
+    keys = _modulated(a_norm, xs[1], a_params[1::-1], a_denoise)[:, hidden_keys:]
+    to_video = attend(
+        block.audio_to_video_attn,
+        _modulated(v_norm, xs[0], v_params[1::-1], v_denoise),
+        keys,
+        (video.cross_rotary, _rows_from(audio.cross_rotary, hidden_keys)),
+        None if audio.key_bias is None else audio.key_bias[..., hidden_keys:],
     )
-    to_audio = block.video_to_audio_attn(
-        modulate(a, a_params[3], a_params[2]),
-        encoder_hidden_states=modulate(v, v_params[3], v_params[2]),
-        query_rotary_emb=audio.cross_rotary,
-        key_rotary_emb=video.cross_rotary,
-        attention_mask=video.key_bias,
+    to_audio = attend(
+        block.video_to_audio_attn,
+        _modulated(a_norm, xs[1], a_params[3:1:-1], a_denoise),
+        _modulated(v_norm, xs[0], v_params[3:1:-1], v_denoise),
+        (audio.cross_rotary, video.cross_rotary),
+        video.key_bias,
+        long=True,
     )
-    return xs[0] + v_params[4] * to_video, xs[1] + a_params[4] * to_audio
+    return _gated(xs[0], to_video, v_params[4], v_denoise), _gated(xs[1], to_audio, a_params[4], a_denoise)
 
 
 def _cross_params(half: _Half, stream: StreamInputs) -> list[Tensor]:
     """Scale and shift for audio to video, scale and shift for video to audio, gate."""
     modulation = stream.modulation
-    scales = ada_params(half.cross_table[:4], modulation.cross, modulation.denoise)
-    return scales + ada_params(half.cross_table[4:], modulation.gate, modulation.denoise)
+    scales = ada_params(half.cross_table[:4], modulation.cross)
+    return scales + ada_params(half.cross_table[4:], modulation.gate)
 
 
 def _rows_from(rotary: Rotary, start: int) -> Rotary:
@@ -180,10 +204,21 @@ def _rows_from(rotary: Rotary, start: int) -> Rotary:
     return rotary[0][..., start:, :], rotary[1][..., start:, :]
 
 
-def _feed_forward(half: _Half, x: Tensor, params: list[Tensor]) -> Tensor:
-    shift, scale, gate = params
-    fed: Tensor = half.ff(modulate(half.norm3(x), shift, scale))
-    return x + fed * gate
+def _feed_forward(half: _Half, x: Tensor, params: Sequence[Tensor], denoise: Tensor | None) -> Tensor:
+    *rest, last = half.ff.net
+
+    def hidden(x: Tensor, denoise: Tensor | None, shift: Tensor, scale: Tensor, _gate: Tensor) -> Tensor:
+        x = _modulated(half.norm3, x, (shift, scale), denoise)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+    def gate(denoise: Tensor | None, _shift: Tensor, _scale: Tensor, gate: Tensor) -> Tensor:
+        return pick_rows(gate, denoise)
+
+    rows_by_token = denoise is None and params[0].shape[1] > 1
+    step = Residual(hidden, last, gate, (True, rows_by_token, rows_by_token, rows_by_token))
+    return (step.lean if is_lean(x, half.norm3, half.ff, *params) else step)(x, denoise, *params)
 
 
 def block_forward(
@@ -198,15 +233,17 @@ def block_forward(
         options: departures from the plain forward.
     """
     halves = (_half(block, ""), _half(block, "audio_"))
-    params = [ada_params(h.table, s.modulation.ada, s.modulation.denoise) for h, s in zip(halves, streams, strict=True)]
+    params = [ada_params(half.table, each.modulation.ada) for half, each in zip(halves, streams, strict=True)]
     textless = (0, options.textless)
     after_text = []
     for i, (half, stream) in enumerate(zip(halves, streams, strict=True)):
         x = xs[i]
         if not options.skip[i]:
-            x = _self_attention(half, x, params[i][:3], stream, options.value[i])
+            x = _self_attention(half, x, params[i][:3], stream, options.value[i], long=i == 0)
         after_text.append(_text_attention(half, x, params[i][6:], stream, textless[i]))
     video, audio = after_text
     if not options.isolated:
         video, audio = _cross_attention(block, halves, (video, audio), streams, options.hidden_keys)
-    return _feed_forward(halves[0], video, params[0][3:6]), _feed_forward(halves[1], audio, params[1][3:6])
+    # The video's last: what is last need not be computed again (`Residual.lean`).
+    audio = _feed_forward(halves[1], audio, params[1][3:6], streams[1].modulation.denoise)
+    return _feed_forward(halves[0], video, params[0][3:6], streams[0].modulation.denoise), audio

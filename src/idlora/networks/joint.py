@@ -21,15 +21,14 @@ from idlora.core.guidance import Pass
 from idlora.core.reference import without_reference
 from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
+from idlora.networks.attention import Rotary, keeping_long
 from idlora.networks.blocks import (
     BlockOptions,
     Modulation,
     ReferenceText,
-    Rotary,
     StreamInputs,
     block_forward,
     modulate,
-    pick_rows,
 )
 from idlora.networks.generations import Generation, generation_of
 
@@ -84,6 +83,7 @@ class JointModel:
     Attributes:
         recomputed: so many blocks, the first ones, keep only what they are given and compute the rest again in the
             backward pass; the transformer's own gradient checkpointing does so to all.
+        keeps_attention: they keep as well what attention to the video's tokens gave, which takes the longest.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class JointModel:
         self.without_adapter = without_adapter
         self.around_block = around_block
         self.recomputed = 0
+        self.keeps_attention = False
         self._block: Callable[..., tuple[Tensor, Tensor]] = block_forward
 
     def compile_blocks(self, **settings: Any) -> None:
@@ -115,7 +116,7 @@ class JointModel:
     def with_options(self, options: JointOptions) -> JointModel:
         """The same network under other options."""
         other = JointModel(self.transformer, options, self.generation, self.without_adapter, self.around_block)
-        other._block, other.recomputed = self._block, self.recomputed
+        other._block, other.recomputed, other.keeps_attention = self._block, self.recomputed, self.keeps_attention
         return other
 
     def velocity(self, state: AVState, sigma: Tensor | float, context: TextContext, run: Pass = PLAIN) -> Prediction:
@@ -140,10 +141,11 @@ class JointModel:
         audio = net.audio_proj_in(state.audio.tokens.to(self._dtype))
         streams = self._streams(state, per_sample(sigma, state.video.tokens), context)
         plain, perturbed = self._block_options(state, run)
+        kept: dict[str, Any] = {"context_fn": keeping_long} if self.keeps_attention else {}
         for index, block in enumerate(net.transformer_blocks):
             chosen = perturbed if index in run.perturbed_blocks else plain
             again = torch.is_grad_enabled() and (net.gradient_checkpointing or index < self.recomputed)
-            work = partial(checkpoint, self._block, use_reentrant=False) if again else self._block
+            work = partial(checkpoint, self._block, use_reentrant=False, **kept) if again else self._block
             with self.around_block(block):
                 video, audio = work(block, (video, audio), streams, chosen)
         video_layers = (net.scale_shift_table, net.norm_out, net.proj_out)
@@ -318,6 +320,6 @@ def _key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _output(x: Tensor, modulation: Modulation, layers: tuple[Tensor, Any, Any]) -> Tensor:
     """Final norm, modulation by the embedded timestep, projection to channels."""
     table, norm, project = layers
-    shift, scale = (pick_rows(row + modulation.out, modulation.denoise) for row in table)
-    projected: Tensor = project(modulate(norm(x), shift, scale))
+    shift, scale = (row + modulation.out for row in table)
+    projected: Tensor = project(modulate(norm(x), shift, scale, modulation.denoise))
     return projected
