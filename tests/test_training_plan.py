@@ -16,6 +16,7 @@ from idlora.networks.footprint import Footprint, weight_bytes
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.training.identity.config import (
     AdapterShape,
+    Model,
     Optimization,
     TrainingConfig,
     config_to_json,
@@ -70,6 +71,10 @@ def test_a_plan_is_told_in_lines(tmp_path: Path) -> None:
     lines = list(foretell(tiny_training.config(tmp_path / "run", data)))
     assert [line.partition(" ")[0].rstrip(":") for line in lines] == [
         "LTX-2.3", "4", "a", "adapter", "memory", "disk", "time",
+    ]  # fmt: skip
+    published = replace(preset_config("ours-2.3"), model=Model("LTX-2.3"))
+    assert [line.partition(" ")[0].rstrip(":") for line in foretell(published)] == [
+        "LTX-2.3", "adapter", "memory", "disk", "time",
     ]  # fmt: skip
     with pytest.raises(SettingsError, match=r"model\.name is empty"):
         list(foretell(preset_config("ours-2.5")))
