@@ -1,35 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generation of LTX-2 at its published size with random weights: seconds and peak bytes of a preset, as JSON.
+"""A generation of LTX-2 at its published size with random weights: seconds and peak bytes of presets, as JSON.
 
-    python benchmarks/rehearsal.py 2.3 --preset one-stage --device cuda > rehearsal-2.3.json
+    python benchmarks/rehearsal.py 2.3 --preset official --preset distilled --out runs/rehearsal.jsonl
+    python benchmarks/rehearsal.py 2.3 --preset one-stage --steps 2 --memory 16GB --placement auto --storage auto
 
 What it makes is noise; what it costs is what the real weights cost. The text encoder has the size of Gemma 3 12B and
-the miniature's tokenizer; the identity adapter has rank 128. `--scale tiny` builds the same classes small, to try the
-script on a CPU.
+the miniature's tokenizer; adapters have the published ranks. `--memory` caps what PyTorch may hand out. A line of JSON
+a preset comes as soon as it is known, into `--out` or on the terminal.
+`--scale tiny` builds the same classes small, to try the script on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from idlora.core.samplers import Step
 from idlora.data.media import Voice
-from idlora.networks.adapter import IDENTITY, AdapterWeights, new_adapter
+from idlora.networks.adapter import IDENTITY, AdapterWeights, LowRank, new_adapter
 from idlora.networks.generations import GENERATIONS
+from idlora.networks.packing import store_small
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.networks.stack import DISTILLED
 from idlora.pipeline import PRESETS, Components, IDLoraPipeline, Placement, Settings, preset_settings
-from idlora.pipeline.output import versions
-from idlora.pipeline.plan import demand_of
+from idlora.pipeline.components import UPSAMPLER
+from idlora.pipeline.generation import stages
+from idlora.pipeline.output import Result, versions
+from idlora.pipeline.placement import WHOLE
+from idlora.pipeline.plan import DISTILLED_RANK, HEADROOM, IDENTITY_RANK, choose, demand_of, everywhere
 from idlora.pipeline.sources import PACKAGED, model_path
 
 TINY: dict[str, dict[str, Any]] = {
@@ -98,97 +108,197 @@ def sizes(generation: str, scale: str) -> Mapping[str, Blueprint]:
 
 
 def built(blueprint: Blueprint, device: str, dtype: torch.dtype) -> Any:
-    """The network with random weights, made where it will be."""
+    """The network with random weights, made where it will work."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        # The upscaler multiplies integers while it is made, which a GPU does not.
+        with torch.device("cpu" if blueprint.component == UPSAMPLER else device):
             module = blueprint.build()
     finally:
         torch.set_default_dtype(before)
-    return module.to(dtype).eval()
+    return module.to(device, dtype).eval()
 
 
-def pipeline(generation: str, device: str, dtype: torch.dtype, scale: str) -> IDLoraPipeline:
+def pipeline(blueprints: Mapping[str, Blueprint], device: str, dtype: torch.dtype, placement: Placement) -> Any:
+    """A model with an identity adapter."""
     from transformers import AutoTokenizer
 
     torch.manual_seed(0)
+    home = device if placement.where == "whole" else "cpu"
     parts = {}
-    for name, blueprint in sizes(generation, scale).items():
-        print(f"building {name}", file=sys.stderr, flush=True)
-        parts[name] = built(blueprint, device, dtype)
+    for name, blueprint in blueprints.items():
+        started = time.perf_counter()
+        made = built(blueprint, device, dtype)
+        if name == "transformer":
+            store_small(made, placement.storage, torch.device(device))  # here, since it is slow to carry
+        parts[name] = made.to(home)
+        print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     with model_path(PACKAGED) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    components = Components(**parts, tokenizer=tokenizer)
-    pipe = IDLoraPipeline(components, device=device)
-    weights = fresh_adapter(components.transformer)
-    for name in (IDENTITY, DISTILLED):
-        pipe.adapters.add(name, weights)
+    pipe = IDLoraPipeline(Components(**parts, tokenizer=tokenizer), device=device, placement=placement)
+    adapter = new_adapter(parts["transformer"], IDENTITY_RANK)
+    weights = random_weights(adapter.weights())
+    adapter.remove()
+    pipe.adapters.add(IDENTITY, weights)
     return pipe
 
 
-def fresh_adapter(transformer: Any) -> AdapterWeights:
-    adapter = new_adapter(transformer, 128)
-    weights = adapter.weights()
-    adapter.remove()
-    return weights
+def random_weights(weights: AdapterWeights) -> AdapterWeights:
+    """Branches of the same shapes that do a little."""
+    pairs = {name: LowRank(small(layer.a), small(layer.b)) for name, layer in weights.layers.items()}
+    return AdapterWeights(pairs)
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def small(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.randn_like(tensor) * 0.01
+
+
+def settings_of(arguments: argparse.Namespace, preset: str) -> Settings:
     base = Settings(num_frames=arguments.frames, height=arguments.height, width=arguments.width)
-    settings = preset_settings(arguments.preset, base, GENERATIONS[arguments.generation])
-    return settings if arguments.steps is None else replace(settings, num_inference_steps=arguments.steps)
+    settings = preset_settings(preset, base, GENERATIONS[arguments.generation])
+    if arguments.steps is None or settings.sigmas:
+        return settings
+    return replace(settings, num_inference_steps=arguments.steps)
 
 
-def foretold(arguments: argparse.Namespace, settings: Settings, dtype: torch.dtype) -> dict[str, int]:
-    """What `idlora plan` says of the same run, to be compared with `peak_bytes`."""
-    demand = demand_of(sizes(arguments.generation, arguments.scale), settings, dtype)
-    return {stage: demand.peak(stage, Placement()) for stage in demand.working}
+def placement_of(arguments: argparse.Namespace, blueprints: Mapping[str, Blueprint], dtype: torch.dtype) -> Placement:
+    """The one asked for, or what the planner proposes for the memory that there may be."""
+    if arguments.placement != "auto":
+        return replace(WHOLE, where=arguments.placement, storage=arguments.storage)
+    demands = [demand_of(blueprints, settings_of(arguments, preset), dtype) for preset in arguments.preset]
+    chosen = [choose(each, gigabytes(arguments.memory), arguments.storage) for each in demands]
+    return max(chosen, key=lambda each: ("whole", "offload", "stream").index(each.where))
 
 
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+def gigabytes(text: str) -> int:
+    return int(float(text.upper().removesuffix("GB")) * 1e9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("generation", choices=list(GENERATIONS))
-    parser.add_argument("--preset", choices=list(PRESETS), default="one-stage")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--height", type=int, default=512)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--frames", type=int, default=121)
-    parser.add_argument("--steps", type=int, help="instead of the preset's")
-    parser.add_argument("--scale", choices=["full", "tiny"], default="full")
-    arguments = parser.parse_args()
-    dtype = torch.bfloat16 if arguments.device.startswith("cuda") else torch.float32
-    start = time.perf_counter()
-    pipe = pipeline(arguments.generation, arguments.device, dtype, arguments.scale)
-    built_in = time.perf_counter() - start
+def cap(memory: str) -> None:
+    """Let PyTorch hand out so much and no more."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(gigabytes(memory) * (1 - HEADROOM) / total)
+
+
+class Clock:
+    """A callback that takes the time of every step."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu, self._times = device.startswith("cuda"), list[tuple[int, float]]()
+
+    def __call__(self, step: Step) -> None:
+        """A step is about to begin."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        self._times.append((step.number, time.perf_counter()))
+
+    def seconds(self) -> list[float]:
+        """From one step to the next; the last step of a stage has no next."""
+        pairs = zip(self._times, self._times[1:], strict=False)
+        return [after - before for (_, before), (number, after) in pairs if number]
+
+
+def run(pipe: Any, settings: Settings, device: str) -> tuple[Result, list[float]]:
+    """One clip of a random picture and voice, with the seconds of its steps."""
     generator = torch.Generator().manual_seed(0)
     voice = Voice((0.1 * torch.randn(1, 5 * 16_000, generator=generator)).numpy(), 16_000)
-    settings = settings_of(arguments)
     picture = torch.randint(256, (settings.height, settings.width, 3), generator=generator, dtype=torch.uint8).numpy()
-    result = pipe("[VISUAL] a face [SPEECH] river [SOUNDS] calm", image=picture, voice=voice, settings=settings)
-    told = {
+    clock, prompt = Clock(device), "[VISUAL] a face [SPEECH] river [SOUNDS] calm"
+    result = pipe(prompt, image=picture, voice=voice, settings=settings, callback=clock)
+    return result, clock.seconds()
+
+
+def told(arguments: argparse.Namespace, preset: str, pipe: Any) -> dict[str, Any]:
+    """A preset's costs."""
+    settings = settings_of(arguments, preset)
+    if any(stage.distilled for stage in stages(settings)) and DISTILLED not in pipe.adapters.strengths:
+        pipe.adapters.add(DISTILLED, random_weights(everywhere(pipe.components.transformer, DISTILLED_RANK)))
+    result, steps = run(pipe, settings, arguments.device)
+    if arguments.clips is not None:
+        arguments.clips.mkdir(parents=True, exist_ok=True)
+        result.save(arguments.clips / f"{arguments.generation}-{preset}.mp4")
+    on_gpu = arguments.device.startswith("cuda")
+    return {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": device_name(arguments.device),
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "dtype": str(pipe.components.dtype).removeprefix("torch."),
         "scale": arguments.scale,
         "generation": arguments.generation,
-        "preset": arguments.preset,
+        "preset": preset,
+        "placement": str(pipe.residence.placement),
+        "memory": arguments.memory,
         "size": [settings.num_frames, settings.height, settings.width],
-        "build_seconds": round(built_in, 1),
-        "seconds": {name: round(seconds, 2) for name, seconds in result.timings.items()},
+        "steps": [len(stage.sigmas) - 1 if stage.sigmas else stage.num_inference_steps for stage in stages(settings)],
+        "passes": len(settings.guidance.plan(1.0, 1)),
+        "seconds_per_step": float(np.median(steps)) if steps else None,
+        "seconds": {name: round(seconds, 3) for name, seconds in result.timings.items()},
+        "finite": bool(np.isfinite(result.audio).all() and result.video.std() > 0),
         "peak_bytes": dict(result.peak_bytes),
         "weights_bytes": {
             name: sum(each.numel() * each.element_size() for each in module.state_dict().values())
             for name, module in pipe.components.modules().items()
         },
-        "foretold_bytes": foretold(arguments, settings, dtype),
         "versions": versions(),
     }
-    print(json.dumps(told, indent=1))
+
+
+def foretold(line: Mapping[str, Any]) -> dict[str, int]:
+    """What `idlora plan` says of the same run, to be compared with `peak_bytes`."""
+    frames, height, width = line["size"]
+    generation, placement = GENERATIONS[line["generation"]], line["placement"].split("+")
+    settings = preset_settings(line["preset"], Settings(num_frames=frames, height=height, width=width), generation)
+    demand = demand_of(sizes(generation.name, line["scale"]), settings, getattr(torch, line["dtype"]))
+    where = Placement(placement[0], *placement[1:])
+    return {stage: demand.peak(stage, where) for stage in demand.working}
+
+
+def arguments_of() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generation", choices=list(GENERATIONS))
+    parser.add_argument("--preset", choices=list(PRESETS), action="append", help="as often as wanted")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--frames", type=int, default=121)
+    parser.add_argument("--steps", type=int, help="instead of the preset's, where it does not name its levels")
+    parser.add_argument("--placement", choices=["whole", "offload", "stream", "auto"], default="whole")
+    parser.add_argument("--storage", choices=["full", "fp8", "int8", "nf4", "auto"], default="full")
+    parser.add_argument("--memory", default="", help="such as 24GB: a cap; --placement auto lets the planner choose")
+    parser.add_argument("--foretell", action="store_true", help="also what `idlora plan` says, a minute of a CPU")
+    parser.add_argument("--clips", type=Path, help="folder for the MP4 files")
+    parser.add_argument("--out", type=Path, help="file that lines of JSON are added to")
+    parser.add_argument("--scale", choices=["full", "tiny"], default="full")
+    arguments = parser.parse_args()
+    arguments.preset = arguments.preset or ["one-stage"]
+    if "auto" in {arguments.placement, arguments.storage} and not (arguments.memory and arguments.placement == "auto"):
+        parser.error("--placement auto needs --memory, --storage auto needs both")
+    return arguments
+
+
+def main() -> None:
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    arguments = arguments_of()
+    dtype = torch.bfloat16 if arguments.device.startswith("cuda") else torch.float32
+    blueprints = sizes(arguments.generation, arguments.scale)
+    pipe = pipeline(blueprints, arguments.device, dtype, placement_of(arguments, blueprints, dtype))
+    if arguments.memory and arguments.device.startswith("cuda"):
+        cap(arguments.memory)
+    for preset in arguments.preset:
+        try:
+            line = told(arguments, preset, pipe)
+            if arguments.foretell:
+                line |= {"foretold_bytes": foretold(line)}
+        except Exception as error:  # noqa: BLE001 - the other presets must still run
+            line = {"generation": arguments.generation, "preset": preset, "failed": f"{type(error).__name__}: {error}"}
+        if arguments.out is None:
+            print(json.dumps(line, indent=1), flush=True)
+        else:
+            with arguments.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            short = {key: line.get(key) for key in ("generation", "preset", "seconds_per_step", "seconds", "failed")}
+            print(json.dumps(short), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 """Run every golden case of a folder through this package and compare: `python tests/parity.py FOLDER`.
 
 Prints one line a case with the largest absolute difference and its tolerance; exits 1 if any is over, was not run, or
-left a stored tensor uncompared.
+left a stored tensor uncompared. `--device cuda` runs the cases that have a network on a GPU, without TF32 and to 1e-4
+of each tensor's scale; `--attention` names the one kernel that attention may use there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parity_cases import CASES
 from parity_inputs import Generation
 
 # Relative to the largest absolute value of the stored tensor.
-TOLERANCES: Mapping[str, float] = {
+TOLERANCES: dict[str, float] = {
     "fp32": 1e-5,
     "rotary": 1e-5,
     "trajectory": 1e-4,
@@ -31,6 +35,8 @@ TOLERANCES: Mapping[str, float] = {
     "bf16": 2e-2,
     "exact": 0.0,
 }
+WITHOUT_NETWORK = ("model_official", "lora", "g_positions", "g_sigmas")  # a device changes nothing of these
+GPU_TOLERANCE = 1e-4  # of float32; other kernels sum in another order
 
 
 @dataclass
@@ -102,7 +108,7 @@ class Vectors:
         elif actual.shape != expected.shape:
             line.fault = f"{key} has shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
         else:
-            actual, expected = actual.detach().double(), expected.double()
+            actual, expected = actual.detach().double(), expected.double().to(actual.device)
             own = expected.abs().max().item() if expected.numel() else 0.0
             difference = (actual - expected).abs().max().item() if expected.numel() else 0.0
             line.add(key, difference, TOLERANCES[kind] * (own if scale is None else scale))
@@ -115,7 +121,8 @@ class Vectors:
 def read_vectors(folder: Path, name: str, meta: Mapping[str, Any]) -> Vectors:
     """Read one file; its own metadata stand in where the manifest says nothing."""
     with safe_open(folder / name, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        there = torch.get_default_device()
+        tensors = {key: file.get_tensor(key).to(there) for key in file.keys()}  # noqa: SIM118 - not a mapping
         own = file.metadata() or {}
     return Vectors(name.removesuffix(".safetensors"), {**own, **meta}, tensors)
 
@@ -142,23 +149,35 @@ def run_file(folder: Path, name: str, meta: Mapping[str, Any]) -> list[Line]:
     return lines or [Line(name, fault="nothing was compared")]
 
 
-def run_folder(folder: Path) -> Iterator[Line]:
-    """Every case of the folder's manifest; folders that it does not list are ignored."""
+def run_folder(folder: Path, skipped: Sequence[str] = ()) -> Iterator[Line]:
+    """Every case of the folder's manifest but some; folders that it does not list are ignored."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     for name, entry in manifest["files"].items():
-        yield from run_file(folder, name, entry.get("meta", {}))
+        if not Path(name).stem.startswith(tuple(skipped)):
+            yield from run_file(folder, name, entry.get("meta", {}))
 
 
 def main(arguments: list[str]) -> int:
     """Print the lines; the exit code is 0 if all cases passed, 1 if not, 2 without a folder of golden vectors."""
-    if len(arguments) != 1 or not (Path(arguments[0]) / "manifest.json").is_file():
-        print("usage: python tests/parity.py FOLDER (a folder with manifest.json)", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with manifest.json")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention", choices=[name.lower() for name in SDPBackend.__members__])
+    given = parser.parse_args(arguments)
+    if not (given.folder / "manifest.json").is_file():
+        parser.error(f"{given.folder} has no manifest.json")
     torch.set_num_threads(1)
+    on_cpu = given.device == "cpu"
+    if not on_cpu:
+        torch.set_default_device(given.device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        TOLERANCES.update(dict.fromkeys(("fp32", "rotary", "trajectory"), GPU_TOLERANCE))
     failed, total = 0, 0
-    for line in run_folder(Path(arguments[0])):
-        print(line, flush=True)
-        total, failed = total + 1, failed + (not line.passed)
+    kernel = nullcontext() if given.attention is None else sdpa_kernel(getattr(SDPBackend, given.attention.upper()))
+    with kernel:
+        for line in run_folder(given.folder, () if on_cpu else WITHOUT_NETWORK):
+            print(line, flush=True)
+            total, failed = total + 1, failed + (not line.passed)
     print(f"{total - failed} of {total} cases passed")
     return 1 if failed or not total else 0
 

@@ -32,6 +32,7 @@ from idlora.core.tokens import tokens_to_audio
 from idlora.networks.adapter import check_adapter, fuse_adapter, inject_adapter
 from idlora.networks.checkpoints import to_official_key, transformer_keys
 from idlora.networks.denoiser import GuidedDenoiser
+from idlora.networks.executor import Executor
 from idlora.networks.joint import JointModel, JointOptions, Prediction, TextContext
 from idlora.training.identity.module import TrainingModule
 from idlora.training.identity.presets import OFFICIAL
@@ -94,7 +95,7 @@ def run_reference(generation: Generation, stored: Stored) -> None:
         Pass("d_iso", isolated=True),
     ]
     wanted = [run for run in plan if f"out.{run.name}.video_velocity" in stored]
-    predictions = generation.model()(state, stored["in.sigma"], context_of(stored), None, wanted)
+    predictions = Executor(generation.model(), context_of(stored))(state, stored["in.sigma"], wanted)
     for name, prediction in predictions.items():
         compare_velocity(stored, name, f"out.{name}", prediction)
 
@@ -324,8 +325,7 @@ def run_trajectory(generation: Generation, stored: Stored) -> None:
         stored.compare("start", f"mid.{name}_init_latent", stream.tokens)
     sigmas = ltx2_sigmas(int(stored.meta["steps"]))
     stored.compare("start", "mid.sigmas", sigmas)
-    positive = TextContext(stored["in.v_context_p"], stored["in.a_context_p"])
-    negative = TextContext(stored["in.v_context_n"], stored["in.a_context_n"])
+    positive, negative = (TextContext(stored[f"in.v_context_{t}"], stored[f"in.a_context_{t}"]) for t in "pn")
     denoiser = GuidedDenoiser(generation.model(), positive, negative, trajectory_guidance(stored.meta))
     final = sample_euler(denoiser, state, sigmas, callback=lambda step: _compare_step_of(stored, denoiser, step))
     stored.compare("end", "out.video_final_tokens", final.video.tokens, "trajectory")

@@ -47,7 +47,8 @@ class Generation:
 
     def transformer(self, dtype: torch.dtype = torch.float32) -> Any:
         """A fresh network, from the official single file."""
-        return load_official_transformer(self.folder / "model_official.safetensors", dtype)
+        found = load_official_transformer(self.folder / "model_official.safetensors", dtype)
+        return found.to(torch.get_default_device())
 
     def model(self) -> JointModel:
         """The joint model without masks, as the official inference has it."""

@@ -26,6 +26,7 @@ from idlora.networks.adapter import (
     write_adapter,
 )
 from idlora.networks.adapter_info import describe_adapter
+from idlora.networks.executor import Executor
 from idlora.networks.joint import JointModel
 
 KEYS = Path(__file__).parent / "golden" / "keys"
@@ -103,7 +104,7 @@ def test_a_pass_can_leave_the_adapter_out(network: Any) -> None:
     base = JointModel(network).velocity(state, SIGMA, context)
     adapter = inject_adapter(network, random_weights(network))
     model = JointModel(network, without_adapter=adapter.disabled)
-    found = model(state, SIGMA, context, None, [Pass("with"), Pass("without", adapter=False), Pass("again")])
+    found = Executor(model, context)(state, SIGMA, [Pass("with"), Pass("without", adapter=False), Pass("again")])
     assert torch.equal(found["without"].audio, base.audio)
     assert not torch.equal(found["with"].audio, base.audio)
     assert torch.equal(found["with"].audio, found["again"].audio)

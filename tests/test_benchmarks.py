@@ -37,3 +37,20 @@ def test_a_step_beside_the_plain_loop_is_told_as_ratios() -> None:
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert told["loss_apart"] < 1e-4
     assert all({"time_ratio", "memory_ratio"} <= told[name].keys() for name in ("speed", "memory"))
+
+
+def test_a_guided_step_beside_the_plain_way_is_told_as_shares() -> None:
+    command = [sys.executable, str(BENCHMARKS / "step.py"), "2.0", "--layers", "1", "--seconds", "1", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told["2.0"]["apart"] < 1e-5
+    for name in ("exact", "fast", "distilled"):
+        assert told["2.0"][name]["low"] <= told["2.0"][name]["median"] <= told["2.0"][name]["high"]
+
+
+def test_approximations_are_told_with_what_they_save() -> None:
+    command = [sys.executable, str(BENCHMARKS / "approximations.py"), "--clips", "1", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["settings"]
+    exact = told.pop("exact")
+    for each in told.values():
+        assert each["products"] < exact["products"] < 1
+        assert {"mean", "worst_step", "end"} <= each["video"].keys() & each["audio"].keys()

@@ -18,6 +18,7 @@ from idlora.core.guidance import (
     STGuidance,
     Term,
     TextGuidance,
+    deltas,
     guide,
 )
 from idlora.errors import SettingsError
@@ -138,3 +139,19 @@ def test_a_wrong_interval_is_refused(interval: tuple[float, float]) -> None:
 def test_a_wrong_rescale_is_refused() -> None:
     with pytest.raises(SettingsError, match="rescale"):
         Rescale(0.0, 1.5)
+
+
+def test_what_is_kept_stands_for_the_pass_that_made_it() -> None:
+    made, guidance = predictions(), Guidance()
+    kept = {name: deltas(guidance, made, 0.5)[name] for name in ("perturbed", "isolated")}
+    assert [run.name for run in guidance.plan(0.5, NUM_REFERENCE, kept)] == ["positive", "negative", "no_reference"]
+    few = {name: x0 for name, x0 in made.items() if name not in kept}
+    assert torch.equal(guide(guidance, few, 0.5, kept).audio, guide(guidance, made, 0.5).audio)
+
+
+def test_identity_on_the_audio_alone_is_a_pass_of_its_own_kind() -> None:
+    assert IdentityGuidance(audio_only=True).other_pass() == Pass("no_reference", reference=False, audio_only=True)
+    with pytest.raises(SettingsError, match="video states of its own"):
+        IdentityGuidance(audio_only=True, adapter_off=True)
+    with pytest.raises(SettingsError, match="every 0 steps"):
+        STGuidance(every=0)

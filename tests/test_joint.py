@@ -14,6 +14,7 @@ from idlora.core.state import AVState, LatentState
 from idlora.errors import SettingsError
 from idlora.networks import joint
 from idlora.networks.blocks import ReferenceText
+from idlora.networks.executor import Executor
 from idlora.networks.generations import GENERATIONS, generation_of
 from idlora.networks.joint import JointModel, JointOptions, Pass, Prediction, TextContext
 
@@ -214,7 +215,7 @@ def test_a_plan_gives_every_pass_by_name() -> None:
     state, net = tiny.state(), model("2.3")
     positive, negative = tiny.context("2.3"), tiny.context("2.3", seed=9)
     plan = [Pass("positive"), Pass("negative", negative_text=True), Pass("no_reference", reference=False)]
-    found = net(state, SIGMA, positive, negative, plan)
+    found = Executor(net, positive, negative)(state, SIGMA, plan)
     assert list(found) == ["positive", "negative", "no_reference"]
     assert distance(found["negative"], net.velocity(state, SIGMA, negative)) == 0
     assert distance(found["no_reference"], net.velocity(without_reference(state), SIGMA, positive)) == 0
@@ -222,7 +223,7 @@ def test_a_plan_gives_every_pass_by_name() -> None:
 
 def test_a_negative_pass_needs_a_negative_text() -> None:
     with pytest.raises(SettingsError, match="negative text"):
-        model("2.3")(tiny.state(), SIGMA, tiny.context("2.3"), None, [Pass("negative", negative_text=True)])
+        Executor(model("2.3"), tiny.context("2.3"))(tiny.state(), SIGMA, [Pass("negative", negative_text=True)])
 
 
 def test_a_block_that_does_not_exist_is_refused() -> None:

@@ -89,6 +89,8 @@ def test_diffusers_layout_is_optional(tmp_path: Path) -> None:
     assert all(line.passed for line in parity.run_file(tmp_path, name, {}))
 
 
-def test_without_a_folder_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parity.main([]) == 2
+def test_without_vectors_it_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parity.main([str(tmp_path)])
+    assert stopped.value.code == 2
     assert "manifest.json" in capsys.readouterr().err

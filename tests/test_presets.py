@@ -112,7 +112,7 @@ def test_faults_are_told_in_a_line(shelf: Path, tmp_path: Path, capsys: pytest.C
     for options, words in (
         ((), "give the folder of Gemma 3 (--text-encoder)"),
         ((*encoder, "--preset", "two-stage"), "--upsampler"),
-        ((*encoder, "--preset", "fast"), "choose one of one-stage"),
+        ((*encoder, "--preset", "quick"), "choose one of one-stage"),
         ((*encoder, "--upsampler", model), "no latent upscaler"),
         ((*encoder, "--sigmas", "1,x,0"), "finite number"),
         ((*encoder, "--style", shelf / "absent.safetensors"), "cannot be read as safetensors"),

@@ -62,7 +62,7 @@ def gradients(made: Trainer, step: int = 0) -> torch.Tensor:
     found: list[torch.Tensor] = []
     made.optimizer.step = lambda: found.extend(p.grad.flatten().clone() for p in made.parameters.values())  # type: ignore[union-attr]
     made.step = step
-    made._advance(Tally())
+    made._advance(Tally(), made._batch)
     return torch.cat(found)
 
 

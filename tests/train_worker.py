@@ -45,7 +45,7 @@ def gradient(made: Trainer) -> dict[str, torch.Tensor]:
             found[name] = whole(each.grad).clone()
 
     usual, made.optimizer.step = made.optimizer.step, step
-    made._advance(Tally())
+    made._advance(Tally(), made._batch)
     made.optimizer.step, made.step = usual, 0
     return found
 

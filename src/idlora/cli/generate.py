@@ -125,7 +125,8 @@ def fitted_placement(values: Mapping[str, Any], parts: Parts, device: str) -> Pl
     outline = read_model(values["model"], parts)
     card, generation = outline.card, generation_of(outline.blueprints["transformer"].full_config())
     settings, dtype = override(card.defaults, generation, values), checked_dtype(values["dtype"])
-    demand = demand_of(outline.blueprints, settings, dtype, card.max_text_tokens, outline.adapter_rank)
+    most = values["max_branches"]
+    demand = demand_of(outline.blueprints, settings, dtype, card.max_text_tokens, outline.adapter_rank, most)
     return wanted_placement(values, demand, torch.cuda.get_device_properties(device).total_memory)
 
 
@@ -143,8 +144,9 @@ def wanted_placement(values: Mapping[str, Any], demand: Demand | None, memory: i
             "where": "whole" if where == "auto" else where,
             "storage": "full" if storage == "auto" else storage,
         }
-        return Placement(**unfitted, tiled=bool(tiled))
+        return Placement(**unfitted, tiled=bool(tiled), max_branches=values["max_branches"])
     chosen = choose(demand, memory, storage if storage == "auto" else Placement(storage=storage).storage)
+    chosen = replace(chosen, max_branches=values["max_branches"])
     return chosen if tiled is None else replace(chosen, tiled=tiled)
 
 

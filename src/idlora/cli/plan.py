@@ -31,7 +31,8 @@ def plan(**values: Any) -> None:
     outline, assumed = _model(values)
     card, generation = outline.card, generation_of(outline.blueprints["transformer"].full_config())
     settings, dtype = override(card.defaults, generation, values), checked_dtype(values["dtype"])
-    demand = demand_of(outline.blueprints, settings, dtype, card.max_text_tokens, outline.adapter_rank)
+    most = values["max_branches"]
+    demand = demand_of(outline.blueprints, settings, dtype, card.max_text_tokens, outline.adapter_rank, most)
     told = {
         "generation": generation.name,
         "size": {"frames": settings.num_frames, "height": settings.height, "width": settings.width},

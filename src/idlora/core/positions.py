@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where every token stands: bounds [start, end) in seconds (audio; video axis 0) and in pixels (video axes 1 and 2).
 
-The rotary embedding uses the midpoints. Reference tokens stand before time zero.
+The rotary embedding uses the midpoints. Reference tokens stand before time zero. Positions are computed on the CPU and
+then brought to where they are wanted: a GPU rounds bfloat16 differently, and the official code's roundings with it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ MELS_PER_TOKEN = 4
 REFERENCE_GAP = 0.04  # seconds between the reference's end and the target's start; one token
 PIXELS_PER_TOKEN = 32
 FRAMES_PER_TOKEN = 8
+_CPU = torch.device("cpu")
 
 
 def audio_positions(num_tokens: int, device: torch.device | None = None) -> Tensor:
     """Bounds (1, 1, T, 2) in seconds: token i covers mel frames [4i - 3, 4i + 1), cut at zero (causal first token)."""
-    edges = torch.arange(num_tokens + 1, dtype=torch.float32, device=device) * MELS_PER_TOKEN
+    edges = torch.arange(num_tokens + 1, dtype=torch.float32, device=_CPU) * MELS_PER_TOKEN
     edges = (edges + 1 - MELS_PER_TOKEN).clamp(min=0) * HOP_LENGTH / SAMPLING_RATE
-    return torch.stack([edges[:-1], edges[1:]], dim=-1)[None, None]
+    return _at(torch.stack([edges[:-1], edges[1:]], dim=-1)[None, None], device)
 
 
 def video_positions(latent_size: tuple[int, int, int], frame_rate: float, device: torch.device | None = None) -> Tensor:
@@ -37,14 +39,19 @@ def video_positions(latent_size: tuple[int, int, int], frame_rate: float, device
     Token frame f covers pictures [8f - 7, 8f + 1), cut at zero: the first token frame is one picture. A token counts
     as 32 pixels wide and high whatever it covers (in the miniature 24), as the networks were trained.
     """
-    edges = _video_edges(latent_size, device)
+    edges = _video_edges(latent_size)
     edges[0] = edges[0] / frame_rate
-    return _grid_bounds(edges)
+    return _at(_grid_bounds(edges), device)
 
 
-def _video_edges(latent_size: tuple[int, int, int], device: torch.device | None) -> list[Tensor]:
+def _at(positions: Tensor, device: torch.device | None) -> Tensor:
+    """On a device; None = PyTorch's default one."""
+    return positions.to(torch.get_default_device() if device is None else device)
+
+
+def _video_edges(latent_size: tuple[int, int, int]) -> list[Tensor]:
     """Edges of the tokens along each axis, in pictures and pixels."""
-    frames, rows, columns = (torch.arange(n + 1, dtype=torch.float32, device=device) for n in latent_size)
+    frames, rows, columns = (torch.arange(n + 1, dtype=torch.float32, device=_CPU) for n in latent_size)
     pictures = (frames * FRAMES_PER_TOKEN + 1 - FRAMES_PER_TOKEN).clamp(min=0)
     return [pictures, rows * PIXELS_PER_TOKEN, columns * PIXELS_PER_TOKEN]
 
@@ -70,8 +77,8 @@ def reference_positions(
     num_tokens: int, rounding: Rounding = "fp32", gap: float = REFERENCE_GAP, device: torch.device | None = None
 ) -> Tensor:
     """Bounds (1, 1, T, 2) of a reference in front of the target; under either rounding the shift is made in bf16."""
-    bounds = audio_positions(num_tokens, device)
-    return before_target(bounds if rounding == "fp32" else bounds.to(torch.bfloat16), gap)
+    bounds = audio_positions(num_tokens, _CPU)
+    return _at(before_target(bounds if rounding == "fp32" else bounds.to(torch.bfloat16), gap), device)
 
 
 def round_positions(state: AVState, rounding: Rounding) -> AVState:

@@ -48,8 +48,10 @@ def _join_valid(target: LatentState, tokens: Tensor, valid: Tensor | None) -> Te
 
 
 def detach_reference(state: LatentState) -> LatentState:
-    """The stream without its reference; the inverse of `attach_reference`."""
+    """The stream without its reference; the inverse of `attach_reference`. One that has none is given back."""
     start = state.num_reference
+    if start == 0:
+        return state
     return replace(
         state,
         tokens=state.tokens[:, start:],

@@ -1,236 +1,249 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention with the modules of diffusers' `LTX2Attention`, which keeps less for the backward pass."""
+"""Attention in two halves, so that keys and values can serve many queries; modules and kernels are diffusers' own.
+
+In training it keeps queries and keys as they are before norm and rotation, and what the fused kernel gave.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from idlora.networks.lean import arithmetic_of, is_lean, rms_gradient
+from idlora.networks.lean import arithmetic_of, is_lean, normed, rms_gradient
 
 Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """Norm and rotation of queries or keys (B, T, D)."""
+
+    norm: Any
+    split: bool
+    rotary: Rotary | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return normed(self.norm, x, self.rotary or (), self._rotated, self._back)
+
+    def gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of x."""
+        return rms_gradient(self.norm, x, self._back(gradient, *(self.rotary or ())))
+
+    def _rotated(self, x: Tensor, *rotary: Tensor) -> Tensor:
+        if not rotary:
+            return x
+        rotated: Tensor = (apply_split_rotary_emb if self.split else apply_interleaved_rotary_emb)(x, rotary)
+        return rotated
+
+    def _back(self, gradient: Tensor, *rotary: Tensor) -> Tensor:
+        """A rotation's transpose turns the other way."""
+        return self._rotated(gradient, rotary[0], -rotary[1]) if rotary else gradient
+
+
+class KeysValues(NamedTuple):
+    """What queries meet."""
+
+    key: Tensor  # (B, S, D)
+    value: Tensor  # (B, S, D)
+    turn: _Turn | None = None  # what the keys still need, in training alone
+
+
+def keys_values(attention: Any, context: Tensor, rotary: Rotary | None = None) -> KeysValues:
+    """Keys and values of a `LTX2Attention` for a context (B, S, D_context)."""
+    key, turn = _prepared(attention, attention.norm_k, attention.to_k(context), rotary)
+    return KeysValues(key, attention.to_v(context), turn)
 
 
 def attend(
     attention: Any,
     x: Tensor,
-    context: Tensor,
-    rotary: tuple[Rotary, Rotary] | None,
-    bias: Tensor | None,
+    memory: KeysValues,
+    bias: Tensor | None = None,
+    rotary: Rotary | None = None,
     long: bool = False,
 ) -> Tensor:
-    """Attention of x (B, T, D) to a context (B, S, D_context), which may be x itself.
+    """What a `LTX2Attention` makes of queries x (B, T, D) with keys and values that are there already, (B, T, D).
 
     Args:
-        attention: a `LTX2Attention`.
-        x: gives queries and gates.
-        context: gives keys and values.
-        rotary: of the queries and of the keys.
-        bias: (B, 1 or T, S) added to the scores.
+        attention: the modules.
+        x: (B, T, D).
+        memory: of the context.
+        bias: (B, 1 or T, S), added to the scores.
+        rotary: turns the queries.
         long: one of those that `keeping_long` is about.
     """
-    query_rotary, key_rotary = rotary or (None, None)
-    frozen = attention.norm_q, attention.norm_k
-    if is_lean(x, *frozen) or is_lean(context, *frozen):
-        return _lean(attention, x, context, _Core(attention, query_rotary, key_rotary, bias, long))
-    attended: Tensor = attention(
-        x,
-        encoder_hidden_states=None if context is x else context,
-        attention_mask=bias,
-        query_rotary_emb=query_rotary,
-        key_rotary_emb=key_rotary,
+    query, turn = _prepared(attention, attention.norm_q, attention.to_q(x), rotary)
+    if turn is None and memory.turn is None:
+        attended = _weighed(attention, bias, query, memory.key, memory.value)
+    else:
+        step = _Step(attention, bias, (turn, memory.turn, None), long)
+        attended = _Attention.apply(step, query, memory.key, memory.value)
+    return projected(attention, x, attended)
+
+
+def projected(attention: Any, x: Tensor, attended: Tensor) -> Tensor:
+    """Gate by the queries' input x, if the generation has gates, and output projection of heads (B, T, H, D_head)."""
+    if attention.to_gate_logits is not None:
+        attended = attended * (2 * torch.sigmoid(attention.to_gate_logits(x)))[..., None]
+    out: Tensor = attention.to_out[0](attended.flatten(2))
+    return out
+
+
+def _prepared(attention: Any, norm: Any, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, _Turn | None]:
+    """Queries or keys as they are compared, or as they are kept for the backward pass and how they are to be turned.
+
+    Plain products keep scores and take long to be computed again: they keep their inputs too.
+    """
+    turn = _Turn(norm, attention.rope_type == "split", rotary)
+    if is_lean(x, norm) and torch.backends.cuda.flash_sdp_enabled():  # which goes for every device
+        return x, turn
+    return turn(x), None
+
+
+def _weighed(attention: Any, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+    """Values by heads (B, T, H, D_head), weighed by how queries and keys agree; inputs are (B, T or S, D)."""
+    query, key, value = (each.unflatten(2, (attention.heads, -1)) for each in inputs)
+    attended: Tensor = dispatch_attention_fn(
+        query,
+        key,
+        value,
+        attn_mask=None if bias is None else bias[:, None],
+        backend=attention.processor._attention_backend,
+        parallel_config=attention.processor._parallel_config,
     )
-    return attended
+    return attended.to(query.dtype)
 
 
-_Kept = tuple[list[Tensor], bool]
-_KEPT: ContextVar[_Kept | None] = ContextVar("_KEPT", default=None)
-
-
-def keeping_long() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpoint's two passes: what long attention gave in the first is not computed again."""
-    outputs: list[Tensor] = []
-    return _keeping((outputs, False)), _keeping((outputs, True))
-
-
-@contextmanager
-def _keeping(kept: _Kept) -> Iterator[None]:
-    outputs, again = kept
-    before = _KEPT.set((outputs[::-1], again) if again else kept)
-    try:
-        yield
-    finally:
-        _KEPT.reset(before)
-
-
-@dataclass(frozen=True, eq=False)
-class _Core:
-    """Queries and keys after norm and rotation, and the weighted sum of values."""
+class _Step(NamedTuple):
+    """How queries, keys and values come together."""
 
     attention: Any
-    query_rotary: Rotary | None
-    key_rotary: Rotary | None
     bias: Tensor | None
+    turns: tuple[_Turn | None, ...]
     long: bool
 
-    def turned(self, query: Tensor, key: Tensor) -> list[Tensor]:
-        """Queries and keys (B, T or S, D) as they are compared."""
-        norms = self.attention.norm_q(query), self.attention.norm_k(key)
-        return [self._rotate(*each) for each in zip(norms, self._rotaries, strict=True)]
+    def turned(self, inputs: Iterable[Tensor], wanted: Iterable[bool]) -> list[Tensor]:
+        """Queries, keys and values as the kernel takes them: the beginnings of a graph."""
+        made = (each if turn is None else turn(each) for each, turn in zip(inputs, self.turns, strict=True))
+        return [each.detach().requires_grad_(want) for each, want in zip(made, wanted, strict=True)]
 
-    def gradients(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """From those of what `turned` gives to those of its inputs: a rotation's transpose turns the other way."""
-        norms = self.attention.norm_q, self.attention.norm_k
-        return [
-            None if each is None else rms_gradient(norm, x, self._rotate(each, rotary and (rotary[0], -rotary[1])))
-            for norm, x, each, rotary in zip(norms, inputs, gradients, self._rotaries, strict=True)
-        ]
-
-    @property
-    def _rotaries(self) -> tuple[Rotary | None, Rotary | None]:
-        return self.query_rotary, self.key_rotary
-
-    def _rotate(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        from diffusers.models.transformers import transformer_ltx2 as ltx
-
-        if rotary is None:
-            return x
-        split = self.attention.rope_type == "split"
-        turned: Tensor = (ltx.apply_split_rotary_emb if split else ltx.apply_interleaved_rotary_emb)(x, rotary)
-        return turned
-
-    def summed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The kernel, (B, T, D)."""
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        mask, heads = None, self.attention.heads
-        if self.bias is not None:
-            mask = self.attention.prepare_attention_mask(self.bias, key.shape[1], len(key))
-            mask = mask.view(len(key), heads, -1, mask.shape[-1])
-        split = (each.unflatten(2, (heads, -1)) for each in (query, key, value))
-        backend = self.attention.processor._attention_backend
-        out: Tensor = dispatch_attention_fn(*split, attn_mask=mask, backend=backend)
-        return out.flatten(2, 3)
-
-
-def _lean(attention: Any, x: Tensor, context: Tensor, core: _Core) -> Tensor:
-    out: Tensor = _Attention.apply(core, attention.to_q(x), attention.to_k(context), attention.to_v(context))
-    if attention.to_gate_logits is not None:
-        gates = 2.0 * attention.to_gate_logits(x).sigmoid()
-        out = (out.unflatten(2, (attention.heads, -1)) * gates[..., None]).flatten(2)
-    projected: Tensor = attention.to_out[0](out)
-    return projected
+    def weighed(self, turned: Iterable[Tensor], kernel: _Kernel) -> Tensor:
+        """With a graph in both passes, on which the choice of the kernel depends, and what it gives."""
+        with torch.enable_grad(), kernel:
+            return _weighed(self.attention, self.bias, *turned)
 
 
 class _Attention(torch.autograd.Function):
-    """Norm, rotation and attention of queries, keys and values, all (B, T or S, D) and kept as they are given."""
+    """Turns queries and keys and weighs values.
+
+    What autograd needs is made again in the backward pass, by the same operations, but for the kernel: there, what it
+    gave before takes its place. A kernel that is not known as fused is computed again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, core: _Core, *inputs: Tensor) -> Tensor:
-        kept = _KEPT.get() if core.long else None
-        outputs, again = kept or ([], False)
-        ctx.core, ctx.arithmetic = core, arithmetic_of(inputs[0])
-        if again:
-            ctx.save_for_backward(*inputs)
-            return outputs.pop().detach()
-        kernel = ctx.kernel = _Kernel(core, inputs, ctx.needs_input_grad[1:])
-        output, own = kernel.release()
+    def forward(ctx: Any, step: _Step, *inputs: Tensor) -> Tensor:
+        ctx.step, ctx.arithmetic = step, arithmetic_of(inputs[0])
+        kept = _KEPT.get() if step.long else None
+        kernel = _Kernel([] if kept is None else kept.known())
+        with ctx.arithmetic():
+            out = step.weighed(step.turned(inputs, ctx.needs_input_grad[1:]), kernel).detach()
         if kept is not None:
-            outputs.append(output.detach())
-            ctx.own, own = own, []
-        ctx.save_for_backward(*inputs, *own)
-        return output
+            kept.take(kernel.results)
+        leaves, ctx.form = tree_flatten(kernel.results)
+        ctx.numbers = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.save_for_backward(*inputs, *(leaf if isinstance(leaf, Tensor) else None for leaf in leaves))
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *own = ctx.saved_tensors
+        step, wanted = ctx.step, ctx.needs_input_grad[1:]
+        query, key, value, *saved = ctx.saved_tensors
+        leaves = [number if each is None else each for each, number in zip(saved, ctx.numbers, strict=True)]
         with ctx.arithmetic():
-            turned = ctx.core.turned(query, key)
-            *compared, values = ctx.kernel.backward(gradient, (*turned, value), own or ctx.own)
-            del turned, own
-            return None, *ctx.core.gradients((query, key), compared), values
+            turned = step.turned((query, key, value), wanted)
+            out = step.weighed(turned, _Kernel(tree_unflatten(leaves, ctx.form)))
+            found = iter(torch.autograd.grad(out, [each for each in turned if each.requires_grad], gradient))
+            del out, turned
+            gradients = [next(found) if want else None for want in wanted]
+            return None, *(
+                each if each is None or turn is None else turn.gradient(x, each)
+                for x, each, turn in zip((query, key, value), gradients, step.turns, strict=True)
+            )
 
 
-class _Kernel:
-    """A run of the attention kernel whose graph lets go of its inputs until the backward pass brings them again."""
-
-    def __init__(self, core: _Core, inputs: Sequence[Tensor], wanted: Sequence[bool]) -> None:
-        query, key, value = (each.detach() for each in inputs)
-        turned = [*core.turned(query, key), value]
-        self._store = _Store()
-        with torch.enable_grad():
-            anchor = torch.zeros((), requires_grad=True)
-            begun = [_Source.apply(anchor, each) if want else each for each, want in zip(turned, wanted, strict=True)]
-            with saved_tensors_hooks(self._store.packer(begun), self._store.unpack):
-                out = core.summed(*begun)
-        self._begun = [get_gradient_edge(each) if want else None for each, want in zip(begun, wanted, strict=True)]
-        self._out = get_gradient_edge(out)
-        self.output = out.detach()
-
-    def release(self) -> tuple[Tensor, list[Tensor]]:
-        """Hand over the output, and what else is to be brought for the backward pass."""
-        output, own = self.output, list(self._store.own)
-        del self.output
-        self._store.own.clear()
-        return output, own
-
-    def backward(self, gradient: Tensor, inputs: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor | None]:
-        """Gradients of the turned queries and keys, and of the values."""
-        self._store.inputs = inputs
-        self._store.own.extend(own)
-        asked = [edge for edge in self._begun if edge is not None]
-        found = iter(torch.autograd.grad(self._out, asked, gradient))
-        self._store.inputs = ()
-        self._store.own.clear()
-        return [None if edge is None else next(found) for edge in self._begun]
+_FUSED = (
+    "flash_attention",
+    "flash_attention_for_cpu",
+    "efficient_attention",
+    "cudnn_attention",
+    "fused_attention_overrideable",
+)
+_KERNELS = frozenset(getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default for name in _FUSED)
 
 
-class _Store:
-    """What a kernel keeps: views of its inputs by their number, all else as it is.
+class _Kernel(TorchDispatchMode):
+    """Around attention: gives the fused kernel's results if they are known, else notes them.
 
-    It does not know the kernel: the graph holds it, and a circle through a graph is never freed.
+    Attributes:
+        results: of each run of a kernel.
     """
 
-    def __init__(self) -> None:
-        self.inputs: Sequence[Tensor] = ()
-        self.own: list[Tensor] = []
+    def __init__(self, known: list[Any]) -> None:
+        super().__init__()
+        self._known = iter(known)
+        self.results: list[Any] = []
 
-    def packer(self, inputs: Sequence[Tensor]) -> Callable[[Tensor], Any]:
-        """What puts a tensor away."""
-        storages = [each.untyped_storage()._cdata for each in inputs]
-
-        def pack(tensor: Tensor) -> Any:
-            storage = tensor.untyped_storage()._cdata
-            if storage in storages:
-                return storages.index(storage), (tensor.shape, tensor.stride(), tensor.storage_offset())
-            self.own.append(tensor.detach())
-            return len(self.own) - 1, None
-
-        return pack
-
-    def unpack(self, packed: Any) -> Tensor:
-        """The tensor again."""
-        index, view = packed
-        tensor: Tensor = self.own[index] if view is None else self.inputs[index].as_strided(*view)
-        return tensor
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, if it must be."""
+        if func not in _KERNELS:
+            return func(*args, **(kwargs or {}))
+        known = next(self._known, None)
+        made = func(*args, **(kwargs or {})) if known is None else known
+        self.results.append(made)
+        # Others than are kept: what is returned gets its graph in place, and would be kept in a circle.
+        return tree_map_only(Tensor, Tensor.detach, made)
 
 
-class _Source(torch.autograd.Function):
-    """A tensor as the beginning of a graph that does not hold it."""
+def keeping_long() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpoint's two passes: what long attention gave in the first is not computed again."""
+    results: list[list[Any]] = []
+    return _Keeping(results, again=False), _Keeping(results, again=True)
 
-    @staticmethod
-    def forward(_ctx: Any, _anchor: Tensor, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
 
-    @staticmethod
-    def backward(_ctx: Any, *_gradients: Tensor) -> tuple[None, None]:
-        return None, None
+class _Keeping(AbstractContextManager[None]):
+    """A pass of a checkpoint, and the results of its long attentions one after the other."""
+
+    def __init__(self, results: list[list[Any]], *, again: bool) -> None:
+        self._results, self._again = results, again
+        self._left: Iterator[list[Any]] = iter(())
+
+    def __enter__(self) -> None:
+        self._left = iter(self._results if self._again else ())
+        self._before = _KEPT.set(self)
+
+    def __exit__(self, *_error: object) -> None:
+        _KEPT.reset(self._before)
+
+    def known(self) -> list[Any]:
+        """Results of the attention that comes next."""
+        return next(self._left, [])
+
+    def take(self, results: list[Any]) -> None:
+        """Keep them in the first pass."""
+        if not self._again:
+            self._results.append(results)
+
+
+_KEPT: ContextVar[_Keeping | None] = ContextVar("_KEPT", default=None)

@@ -7,15 +7,16 @@ the values of a tensor, so that `block_forward` compiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from idlora.networks.attention import Rotary, attend
+from idlora.networks.attention import KeysValues, Rotary, attend, keys_values, projected
 from idlora.networks.lean import Residual, gated_sum, is_lean, normed
 
+Once = Callable[..., Any]  # (function, *its arguments): may give what it gave for the same arguments before
 ReferenceText = Literal["open", "average", "block"]
 
 
@@ -34,6 +35,13 @@ class Modulation(NamedTuple):
     denoise: Tensor | None  # (B, T, 1) bool
 
 
+class Rows(NamedTuple):
+    """Modulation rows of a block, by their number."""
+
+    each: list[Tensor]  # (B, U, D), or (B, T or 1, D) if they are spread over the tokens
+    denoise: Tensor | None  # as in `Modulation`; None if they are spread
+
+
 class StreamInputs(NamedTuple):
     """What a stream brings along unchanged through all blocks."""
 
@@ -43,6 +51,11 @@ class StreamInputs(NamedTuple):
     cross_rotary: Rotary
     text_bias: Tensor | None  # (B, 1 or T, S) added to the text attention's scores
     key_bias: Tensor | None  # (B, 1, T) added to the scores of this stream's tokens as keys; padding
+    text: KeysValues | None = None  # of the text, in one block; None = the block computes them
+
+
+Streams = tuple[StreamInputs, StreamInputs]
+Pair = tuple[Tensor, Tensor]
 
 
 class BlockOptions(NamedTuple):
@@ -53,6 +66,7 @@ class BlockOptions(NamedTuple):
     isolated: bool = False
     hidden_keys: int = 0  # leading audio tokens that no video query sees
     textless: int = 0  # leading audio tokens that get nothing from the text
+    audio_only: bool = False  # the audio hears the video that it is given; the video does not go on
 
 
 def pick_rows(rows: Tensor, denoise: Tensor | None) -> Tensor:
@@ -62,9 +76,16 @@ def pick_rows(rows: Tensor, denoise: Tensor | None) -> Tensor:
     return torch.where(denoise, rows[:, 1:2], rows[:, 0:1])
 
 
-def ada_params(table: Tensor, rows: Tensor) -> list[Tensor]:
-    """Add the block's table (N, D) to rows (B, U, N * D); N tensors (B, U, D) come back."""
-    return list((table[None, None] + rows.unflatten(-1, table.shape)).unbind(2))
+def ada_params(table: Tensor, rows: Tensor, denoise: Tensor | None) -> Rows:
+    """Add the block's table (N, D) to rows (B, U, N * D); N rows come back.
+
+    They are spread over the tokens here, once for all who use them; in training where they are used, since the backward
+    pass would keep them.
+    """
+    each = (table[None, None] + rows.unflatten(-1, table.shape)).unbind(2)
+    if torch.is_grad_enabled():
+        return Rows(list(each), denoise)
+    return Rows([pick_rows(row, denoise) for row in each], None)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, denoise: Tensor | None = None) -> Tensor:
@@ -72,8 +93,23 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, denoise: Tensor | None = N
     return x * pick_rows(1 + scale, denoise) + pick_rows(shift, denoise)
 
 
-def _modulated(norm: Any, x: Tensor, rows: Sequence[Tensor], denoise: Tensor | None) -> Tensor:
-    """Norm, then scale and shift by rows (shift, scale) of (B, U, D)."""
+class _Normed(NamedTuple):
+    """A norm of hidden states, computed already unless a gradient is wanted."""
+
+    norm: Any
+    x: Tensor
+    made: Tensor | None
+
+
+def _normed(norm: Any, x: Tensor) -> _Normed:
+    return _Normed(norm, x, None if is_lean(x, norm) else norm(x))
+
+
+def _modulated(source: _Normed, rows: Rows, shift: int, scale: int) -> Tensor:
+    """Scaled and shifted by the rows of these numbers."""
+    pair, denoise = (rows.each[shift], rows.each[scale]), rows.denoise
+    if source.made is not None:
+        return modulate(source.made, *pair, denoise)
 
     def then(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return modulate(x, shift, scale, denoise)
@@ -81,22 +117,17 @@ def _modulated(norm: Any, x: Tensor, rows: Sequence[Tensor], denoise: Tensor | N
     def back(gradient: Tensor, _shift: Tensor, scale: Tensor) -> Tensor:
         return gradient * pick_rows(1 + scale, denoise)
 
-    return normed(norm, x, rows, then, back)
+    return normed(source.norm, source.x, pair, then, back)
 
 
-def _gated(x: Tensor, added: Tensor, gate: Tensor, denoise: Tensor | None) -> Tensor:
-    """The residual: x + added * gate, a row (B, U, D)."""
-    return gated_sum(x, added, gate, lambda rows: pick_rows(rows, denoise))
+def _gated(x: Tensor, added: Tensor, rows: Rows, gate: int) -> Tensor:
+    """The residual: x + added * gate, the row of that number."""
+    return gated_sum(x, added, rows.each[gate], lambda row: pick_rows(row, rows.denoise))
 
 
 def value_passthrough(attention: Any, x: Tensor) -> Tensor:
     """Attention whose weights are the identity: the values, then gate and output projection, (B, T, D)."""
-    values = attention.to_v(x)
-    if attention.to_gate_logits is not None:
-        gates = 2 * torch.sigmoid(attention.to_gate_logits(x))
-        values = (values.unflatten(2, (attention.heads, -1)) * gates[..., None]).flatten(2)
-    projected: Tensor = attention.to_out[0](values)
-    return projected
+    return projected(attention, x, attention.to_v(x).unflatten(2, (attention.heads, -1)))
 
 
 class _Half(NamedTuple):
@@ -127,88 +158,101 @@ def _half(block: Any, prefix: str) -> _Half:
     )
 
 
-def _self_attention(
-    half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, value: bool, long: bool
-) -> Tensor:
-    shift, scale, gate = params
-    denoise = stream.modulation.denoise
-    normed = _modulated(half.norm1, x, (shift, scale), denoise)
+def _self_attention(half: _Half, x: Tensor, rows: Rows, stream: StreamInputs, value: bool, long: bool) -> Tensor:
+    normed = _modulated(_normed(half.norm1, x), rows, 0, 1)
     if value:
-        return _gated(x, value_passthrough(half.attn1, normed), gate, denoise)
-    attended = attend(half.attn1, normed, normed, (stream.rotary, stream.rotary), stream.key_bias, long)
-    return _gated(x, attended, gate, denoise)
+        return _gated(x, value_passthrough(half.attn1, normed), rows, 2)
+    memory = keys_values(half.attn1, normed, stream.rotary)
+    return _gated(x, attend(half.attn1, normed, memory, stream.key_bias, stream.rotary, long), rows, 2)
 
 
-def _text_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, textless: int) -> Tensor:
+def _text_attention(half: _Half, x: Tensor, rows: Rows, stream: StreamInputs, textless: int) -> Tensor:
     """Attention to the text; generations from 2.3 on modulate queries (by token) and keys (by sigma)."""
-    context, denoise = stream.context, stream.modulation.denoise
-    if half.prompt_table is None:
-        queries = half.norm2(x)
-    else:
-        shift, scale = _prompt_params(half.prompt_table, stream.modulation.prompt)
-        context = modulate(context, shift, scale)
-        queries = _modulated(half.norm2, x, params[:2], denoise)
-    attended = attend(half.attn2, queries, context, None, stream.text_bias)
+    modulated = half.prompt_table is not None
+    queries = _modulated(_normed(half.norm2, x), rows, 6, 7) if modulated else half.norm2(x)
+    memory = stream.text or _text_memory(half, stream.context, stream.modulation.prompt)
+    attended = attend(half.attn2, queries, memory, stream.text_bias)
     if textless:
         attended = torch.cat([torch.zeros_like(attended[:, :textless]), attended[:, textless:]], dim=1)
-    return x + attended if half.prompt_table is None else _gated(x, attended, params[2], denoise)
+    return _gated(x, attended, rows, 8) if modulated else x + attended
+
+
+def _text_memory(half: _Half, context: Tensor, prompt: Tensor | None) -> KeysValues:
+    if half.prompt_table is not None:
+        shift, scale = _prompt_params(half.prompt_table, prompt)
+        context = modulate(context, shift, scale)
+    return keys_values(half.attn2, context)
+
+
+def text_memory(block: Any, prefix: str, context: Tensor, prompt: Tensor | None) -> KeysValues:
+    """Keys and values of the text (B, S, D_context) for the stream whose modules begin with `prefix`."""
+    return _text_memory(_half(block, prefix), context, prompt)
 
 
 def _prompt_params(table: Tensor, rows: Tensor | None) -> list[Tensor]:
     if rows is None:  # a generation whose prompt modulation does not depend on the noise
         return list(table[None, None].unbind(2))
-    return ada_params(table, rows)
+    return ada_params(table, rows, None).each
+
+
+def _to_video(
+    block: Any, sources: tuple[_Normed, _Normed], rows: tuple[Rows, Rows], streams: Streams, hidden: int
+) -> Tensor:
+    """What the video hears."""
+    video, audio = streams
+    attention = block.audio_to_video_attn
+    keys = _modulated(sources[1], rows[1], 1, 0)[:, hidden:]
+    memory = keys_values(attention, keys, rows_from(audio.cross_rotary, hidden))
+    bias = None if audio.key_bias is None else audio.key_bias[..., hidden:]
+    return attend(attention, _modulated(sources[0], rows[0], 1, 0), memory, bias, video.cross_rotary)
+
+
+def _to_audio(block: Any, source: _Normed, rows: Rows, memory: KeysValues, streams: Streams) -> Tensor:
+    """What the audio sees."""
+    video, audio = streams
+    queries = _modulated(source, rows, 3, 2)
+    return attend(block.video_to_audio_attn, queries, memory, video.key_bias, audio.cross_rotary, long=True)
+
+
+def _seen(block: Any, source: _Normed, rows: Rows, rotary: Rotary) -> KeysValues:
+    """Keys and values of the video for the audio."""
+    return keys_values(block.video_to_audio_attn, _modulated(source, rows, 3, 2), rotary)
 
 
 def _cross_attention(
-    block: Any,
-    halves: tuple[_Half, _Half],
-    xs: tuple[Tensor, Tensor],
-    streams: tuple[StreamInputs, StreamInputs],
-    hidden_keys: int,
-) -> tuple[Tensor, Tensor]:
+    block: Any, halves: tuple[_Half, _Half], xs: Pair, streams: Streams, options: BlockOptions, once: Once
+) -> Pair:
     """Audio to video and video to audio, both from the states before either."""
-    video, audio = streams
-    v_params = _cross_params(halves[0], video)
-    a_params = _cross_params(halves[1], audio)
-    v_norm, a_norm = block.audio_to_video_norm, block.video_to_audio_norm
-    v_denoise, a_denoise = video.modulation.denoise, audio.modulation.denoise
-    keys = _modulated(a_norm, xs[1], a_params[1::-1], a_denoise)[:, hidden_keys:]
-    to_video = attend(
-        block.audio_to_video_attn,
-        _modulated(v_norm, xs[0], v_params[1::-1], v_denoise),
-        keys,
-        (video.cross_rotary, _rows_from(audio.cross_rotary, hidden_keys)),
-        None if audio.key_bias is None else audio.key_bias[..., hidden_keys:],
+    v_rows, a_rows = (
+        once(_cross_params, half.cross_table, m.cross, m.gate, m.denoise)
+        for half, m in ((half, stream.modulation) for half, stream in zip(halves, streams, strict=True))
     )
-    to_audio = attend(
-        block.video_to_audio_attn,
-        _modulated(a_norm, xs[1], a_params[3:1:-1], a_denoise),
-        _modulated(v_norm, xs[0], v_params[3:1:-1], v_denoise),
-        (audio.cross_rotary, video.cross_rotary),
-        video.key_bias,
-        long=True,
-    )
-    return _gated(xs[0], to_video, v_params[4], v_denoise), _gated(xs[1], to_audio, a_params[4], a_denoise)
+    v, a = once(_normed, block.audio_to_video_norm, xs[0]), _normed(block.video_to_audio_norm, xs[1])
+    seen = once(_seen, block, v, v_rows, streams[0].cross_rotary)
+    audio = _gated(xs[1], _to_audio(block, a, a_rows, seen, streams), a_rows, 4)
+    if options.audio_only:
+        return xs[0], audio
+    heard = _to_video(block, (v, a), (v_rows, a_rows), streams, options.hidden_keys)
+    return _gated(xs[0], heard, v_rows, 4), audio
 
 
-def _cross_params(half: _Half, stream: StreamInputs) -> list[Tensor]:
+def _cross_params(table: Tensor, cross: Tensor, gate: Tensor, denoise: Tensor | None) -> Rows:
     """Scale and shift for audio to video, scale and shift for video to audio, gate."""
-    modulation = stream.modulation
-    scales = ada_params(half.cross_table[:4], modulation.cross)
-    return scales + ada_params(half.cross_table[4:], modulation.gate)
+    scales, gates = ada_params(table[:4], cross, denoise), ada_params(table[4:], gate, denoise)
+    return Rows(scales.each + gates.each, scales.denoise)
 
 
-def _rows_from(rotary: Rotary, start: int) -> Rotary:
+def rows_from(rotary: Rotary, start: int) -> Rotary:
     """Rotary tables of the tokens from `start` on; tokens are the last axis but one in both layouts."""
     return rotary[0][..., start:, :], rotary[1][..., start:, :]
 
 
-def _feed_forward(half: _Half, x: Tensor, params: Sequence[Tensor], denoise: Tensor | None) -> Tensor:
+def _feed_forward(half: _Half, x: Tensor, rows: Rows) -> Tensor:
     *rest, last = half.ff.net
+    params = rows.each[3:6]
 
     def hidden(x: Tensor, denoise: Tensor | None, shift: Tensor, scale: Tensor, _gate: Tensor) -> Tensor:
-        x = _modulated(half.norm3, x, (shift, scale), denoise)
+        x = _modulated(_normed(half.norm3, x), Rows([shift, scale], denoise), 0, 1)
         for layer in rest:
             x = layer(x)
         return x
@@ -216,14 +260,16 @@ def _feed_forward(half: _Half, x: Tensor, params: Sequence[Tensor], denoise: Ten
     def gate(denoise: Tensor | None, _shift: Tensor, _scale: Tensor, gate: Tensor) -> Tensor:
         return pick_rows(gate, denoise)
 
-    rows_by_token = denoise is None and params[0].shape[1] > 1
-    step = Residual(hidden, last, gate, (True, rows_by_token, rows_by_token, rows_by_token))
-    return (step.lean if is_lean(x, half.norm3, half.ff, *params) else step)(x, denoise, *params)
+    by_token = rows.denoise is None and params[0].shape[1] > 1
+    step = Residual(hidden, last, gate, (True, by_token, by_token, by_token))
+    return (step.lean if is_lean(x, half.norm3, half.ff, *params) else step)(x, rows.denoise, *params)
 
 
-def block_forward(
-    block: Any, xs: tuple[Tensor, Tensor], streams: tuple[StreamInputs, StreamInputs], options: BlockOptions
-) -> tuple[Tensor, Tensor]:
+def _plainly(function: Callable[..., Any], *inputs: Any) -> Any:
+    return function(*inputs)
+
+
+def block_forward(block: Any, xs: Pair, streams: Streams, options: BlockOptions, once: Once = _plainly) -> Pair:
     """One block: self-attention, text attention, audio-video attention, feed-forward.
 
     Args:
@@ -231,19 +277,23 @@ def block_forward(
         xs: video (B, T_video, D_video) and audio (B, T_audio, D_audio) hidden states.
         streams: what both streams bring along.
         options: departures from the plain forward.
+        once: shares what several calls on the same block have in common.
     """
-    halves = (_half(block, ""), _half(block, "audio_"))
-    params = [ada_params(half.table, each.modulation.ada) for half, each in zip(halves, streams, strict=True)]
+    halves = once(_half, block, ""), once(_half, block, "audio_")
+    rows = [
+        once(ada_params, half.table, stream.modulation.ada, stream.modulation.denoise)
+        for half, stream in zip(halves, streams, strict=True)
+    ]
     textless = (0, options.textless)
     after_text = []
     for i, (half, stream) in enumerate(zip(halves, streams, strict=True)):
         x = xs[i]
         if not options.skip[i]:
-            x = _self_attention(half, x, params[i][:3], stream, options.value[i], long=i == 0)
-        after_text.append(_text_attention(half, x, params[i][6:], stream, textless[i]))
+            x = once(_self_attention, half, x, rows[i], stream, options.value[i], i == 0)
+        after_text.append(once(_text_attention, half, x, rows[i], stream, textless[i]))
     video, audio = after_text
     if not options.isolated:
-        video, audio = _cross_attention(block, halves, (video, audio), streams, options.hidden_keys)
+        video, audio = _cross_attention(block, halves, (video, audio), streams, options, once)
     # The video's last: what is last need not be computed again (`Residual.lean`).
-    audio = _feed_forward(halves[1], audio, params[1][3:6], streams[1].modulation.denoise)
-    return _feed_forward(halves[0], video, params[0][3:6], streams[0].modulation.denoise), audio
+    audio = _feed_forward(halves[1], audio, rows[1])
+    return (xs[0] if options.audio_only else _feed_forward(halves[0], video, rows[0])), audio

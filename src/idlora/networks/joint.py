@@ -6,29 +6,32 @@ Ours, because diffusers' own cannot hide the reference from the video, ignores S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from idlora.core.guidance import Pass
-from idlora.core.reference import without_reference
 from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
 from idlora.networks.attention import Rotary, keeping_long
 from idlora.networks.blocks import (
     BlockOptions,
     Modulation,
+    Once,
+    Pair,
     ReferenceText,
     StreamInputs,
+    Streams,
     block_forward,
     modulate,
+    rows_from,
 )
 from idlora.networks.generations import Generation, generation_of
 
@@ -52,6 +55,19 @@ class Prediction:
 
     video: Tensor  # (B, T_video, C)
     audio: Tensor  # (B, T_audio, C)
+
+
+class Layout(NamedTuple):
+    """What a stream's tokens bring along whatever their noise and the text: where they are and which are padding."""
+
+    rotary: Rotary
+    cross_rotary: Rotary
+    key_bias: Tensor | None  # (B, 1, T)
+
+    def rows_from(self, start: int) -> Layout:
+        """The layout of the tokens from `start` on."""
+        bias = None if self.key_bias is None else self.key_bias[..., start:]
+        return Layout(rows_from(self.rotary, start), rows_from(self.cross_rotary, start), bias)
 
 
 @dataclass(frozen=True)
@@ -101,11 +117,12 @@ class JointModel:
         self.around_block = around_block
         self.recomputed = 0
         self.keeps_attention = False
-        self._block: Callable[..., tuple[Tensor, Tensor]] = block_forward
+        self._block: Callable[..., Pair] = block_forward
+        self._compiled = False
 
     def compile_blocks(self, **settings: Any) -> None:
         """Compile the block function once for all blocks; `settings` go to `torch.compile`."""
-        self._block = torch.compile(block_forward, **settings)
+        self._block, self._compiled = torch.compile(block_forward, **settings), True
 
     def call_blocks(self) -> None:
         """Run each block as the module that it is, so that what is hooked to its call (FSDP) takes place."""
@@ -116,7 +133,8 @@ class JointModel:
     def with_options(self, options: JointOptions) -> JointModel:
         """The same network under other options."""
         other = JointModel(self.transformer, options, self.generation, self.without_adapter, self.around_block)
-        other._block, other.recomputed, other.keeps_attention = self._block, self.recomputed, self.keeps_attention
+        other._block, other._compiled = self._block, self._compiled
+        other.recomputed, other.keeps_attention = self.recomputed, self.keeps_attention
         return other
 
     def velocity(self, state: AVState, sigma: Tensor | float, context: TextContext, run: Pass = PLAIN) -> Prediction:
@@ -127,7 +145,7 @@ class JointModel:
             sigma: noise level in [0, 1], a number or (B,).
             context: the text of this pass.
             run: which blocks are perturbed and whether the streams are isolated. Text, reference and adapter are the
-                caller's here: only `__call__` reads those fields.
+                caller's here, and both streams are computed: only the executor reads those fields.
 
         Returns:
             Velocities in the dtype of the state's tokens; inside, the network's own dtype is used.
@@ -136,35 +154,37 @@ class JointModel:
             SettingsError: a perturbed block that the network does not have.
         """
         net = self.transformer
-        self._check_blocks(run.perturbed_blocks)
-        video = net.proj_in(state.video.tokens.to(self._dtype))
-        audio = net.audio_proj_in(state.audio.tokens.to(self._dtype))
+        self.check_blocks(run)
+        xs = self.enter(state.video, ""), self.enter(state.audio, "audio_")
         streams = self._streams(state, per_sample(sigma, state.video.tokens), context)
-        plain, perturbed = self._block_options(state, run)
         kept: dict[str, Any] = {"context_fn": keeping_long} if self.keeps_attention else {}
         for index, block in enumerate(net.transformer_blocks):
-            chosen = perturbed if index in run.perturbed_blocks else plain
             again = torch.is_grad_enabled() and (net.gradient_checkpointing or index < self.recomputed)
             work = partial(checkpoint, self._block, use_reentrant=False, **kept) if again else self._block
             with self.around_block(block):
-                video, audio = work(block, (video, audio), streams, chosen)
-        video_layers = (net.scale_shift_table, net.norm_out, net.proj_out)
-        audio_layers = (net.audio_scale_shift_table, net.audio_norm_out, net.audio_proj_out)
+                xs = work(block, xs, streams, self.block_options(state.audio, run, index))
+        return self.leave(state, xs, streams)
+
+    def run_block(self, block: Any, xs: Pair, streams: Streams, options: BlockOptions, once: Once) -> Pair:
+        """One block for one of several branches; those in the compiled form share nothing inside of it."""
+        if self._compiled:
+            return self._block(block, xs, streams, options)
+        return self._block(block, xs, streams, options, once)
+
+    def enter(self, stream: LatentState, prefix: str) -> Tensor:
+        """Hidden states (B, T, D) of a stream before the first block; its modules' names begin with `prefix`."""
+        hidden: Tensor = getattr(self.transformer, prefix + "proj_in")(stream.tokens.to(self._dtype))
+        return hidden
+
+    def leave(self, state: AVState, xs: Pair, streams: Streams) -> Prediction:
+        """Velocities from the hidden states after the last block."""
         return Prediction(
-            _output(video, streams[0].modulation, video_layers).to(state.video.tokens.dtype),
-            _output(audio, streams[1].modulation, audio_layers).to(state.audio.tokens.dtype),
+            self._leave(state.video, xs[0], streams[0], ""), self._leave(state.audio, xs[1], streams[1], "audio_")
         )
 
-    def __call__(
-        self,
-        state: AVState,
-        sigma: Tensor | float,
-        positive: TextContext,
-        negative: TextContext | None,
-        plan: Sequence[Pass],
-    ) -> dict[str, Prediction]:
-        """Run every pass of the plan; predictions come back by the names of the passes."""
-        return {run.name: self._planned(state, sigma, _chosen_text(run, positive, negative), run) for run in plan}
+    def _leave(self, stream: LatentState, x: Tensor, inputs: StreamInputs, prefix: str) -> Tensor:
+        layers = (getattr(self.transformer, prefix + name) for name in ("scale_shift_table", "norm_out", "proj_out"))
+        return _output(x, inputs.modulation, tuple(layers)).to(stream.tokens.dtype)
 
     def rotary_tables(self, state: AVState) -> tuple[tuple[Rotary, Rotary], tuple[Rotary, Rotary]]:
         """Cosines and sines (B, heads, T, D_head / 2) for video and for audio: own attention, audio-video attention.
@@ -178,14 +198,19 @@ class JointModel:
             net.cross_attn_audio_rope(audio[:, :1]),
         )
 
-    def _planned(self, state: AVState, sigma: Tensor | float, context: TextContext, run: Pass) -> Prediction:
-        seen = state if run.reference else without_reference(state)
-        with nullcontext() if run.adapter else self.without_adapter():
-            return self.velocity(seen, sigma, context, run)
+    def layouts(self, state: AVState) -> tuple[Layout, Layout]:
+        """What does not change while the tokens of both streams stay where they are."""
+        dtype = self._compute_dtype(state.video.tokens.device)
+        video, audio = self.rotary_tables(state)
+        return (
+            Layout(*video, _key_bias(state.video.valid, dtype)),
+            Layout(*audio, _key_bias(state.audio.valid, dtype)),
+        )
 
-    def _check_blocks(self, perturbed: tuple[int, ...]) -> None:
+    def check_blocks(self, run: Pass) -> None:
+        """Refuse a pass that perturbs a block which the network does not have (SettingsError)."""
         count = len(self.transformer.transformer_blocks)
-        wrong = [index for index in perturbed if not 0 <= index < count]
+        wrong = [index for index in run.perturbed_blocks if not 0 <= index < count]
         if wrong:
             raise SettingsError(f"STG block {wrong[0]} does not exist: this model has blocks 0 to {count - 1}")
 
@@ -201,95 +226,101 @@ class JointModel:
             return torch.get_autocast_dtype(device.type)
         return self._dtype
 
-    def _block_options(self, state: AVState, run: Pass) -> tuple[BlockOptions, BlockOptions]:
-        """Options of an ordinary block and of a perturbed one."""
-        reference = state.audio.num_reference
+    def block_options(self, audio: LatentState, run: Pass, index: int) -> BlockOptions:
+        """How a pass departs from the plain forward in the block of that number."""
+        reference = audio.num_reference
         plain = BlockOptions(
             isolated=run.isolated,
             hidden_keys=reference if self.options.mask_reference_to_video else 0,
             textless=reference if self.options.reference_text == "block" else 0,
         )
+        if index not in run.perturbed_blocks:
+            return plain
         chosen = ("video" in run.perturbed_streams, "audio" in run.perturbed_streams)
         if self.generation.stg == "skip":
-            return plain, plain._replace(skip=chosen)
-        return plain, plain._replace(value=chosen)
+            return plain._replace(skip=chosen)
+        return plain._replace(value=chosen)
 
-    def _streams(self, state: AVState, sigma: Tensor, context: TextContext) -> tuple[StreamInputs, StreamInputs]:
-        contexts, dtype = self._contexts(context), self._compute_dtype(sigma.device)
-        video_rotary, audio_rotary = self.rotary_tables(state)
+    def _streams(self, state: AVState, sigma: Tensor, context: TextContext) -> Streams:
         levels = state.video.level(sigma), state.audio.level(sigma)
-        video = StreamInputs(
-            modulation=self._modulation(state.video, levels, ""),
-            context=contexts[0],
-            rotary=video_rotary[0],
-            cross_rotary=video_rotary[1],
-            text_bias=_key_bias(context.mask, dtype),
-            key_bias=_key_bias(state.video.valid, dtype),
+        contexts, layouts = self.contexts(context), self.layouts(state)
+        modulations = (
+            self.modulation(state.video, levels[0], levels[1], ""),
+            self.modulation(state.audio, levels[1], levels[0], "audio_"),
         )
-        audio = StreamInputs(
-            modulation=self._modulation(state.audio, levels[::-1], "audio_"),
-            context=contexts[1],
-            rotary=audio_rotary[0],
-            cross_rotary=audio_rotary[1],
-            text_bias=self._audio_text_bias(state.audio, context, dtype),
-            key_bias=_key_bias(state.audio.valid, dtype),
-        )
+        prompts = self.prompt_modulation(levels[0], ""), self.prompt_modulation(levels[1], "audio_")
+        biases = self.text_bias(context), self.audio_text_bias(state.audio, context)
+        made = zip(modulations, prompts, contexts, layouts, biases, strict=True)
+        video, audio = (inputs_of(*parts) for parts in made)
         return video, audio
 
-    def _contexts(self, context: TextContext) -> tuple[Tensor, Tensor]:
+    def contexts(self, context: TextContext) -> tuple[Tensor, Tensor]:
+        """What the video and the audio attend to, (B, S, D_context) each."""
         net = self.transformer
         video, audio = context.video.to(self._dtype), context.audio.to(self._dtype)
         if not net.config.use_prompt_embeddings:
             return video, audio
         return net.caption_projection(video), net.audio_caption_projection(audio)
 
-    def _audio_text_bias(self, audio: LatentState, context: TextContext, dtype: torch.dtype) -> Tensor | None:
-        text = _key_bias(context.mask, dtype)
+    def text_bias(self, context: TextContext) -> Tensor | None:
+        """What is added to the scores of the text's keys, (B, 1, S)."""
+        return _key_bias(context.mask, self._compute_dtype(context.video.device))
+
+    def audio_text_bias(self, audio: LatentState, context: TextContext) -> Tensor | None:
+        """The same for the audio's queries, (B, 1 or T, S): the reference may get an average of the text."""
+        text = self.text_bias(context)
         if self.options.reference_text != "average" or audio.num_reference == 0:
             return text
         batch, length, _ = audio.tokens.shape
+        dtype = self._compute_dtype(audio.tokens.device)
         bias = torch.zeros(batch, length, context.audio.shape[1], dtype=dtype, device=audio.tokens.device)
         if text is not None:
             bias = bias + text
-        # Finite, and so large that every score is absorbed: softmax becomes uniform over all text tokens.
-        bias[:, : audio.num_reference] = torch.finfo(bias.dtype).min
+        # So large that every score is absorbed: softmax becomes uniform over all text tokens. Not the lowest number,
+        # which GPU kernels scale to -inf: such rows get nothing there (benchmarks/blocked_rows.py).
+        bias[:, : audio.num_reference] = torch.finfo(bias.dtype).min / 4
         return bias
 
-    def _modulation(self, stream: LatentState, levels: tuple[Tensor, Tensor], prefix: str) -> Modulation:
-        """Embed the distinct timesteps of a stream; `levels` are its own noise level and the other stream's.
+    def modulation(self, stream: LatentState, level: Tensor, other_level: Tensor, prefix: str) -> Modulation:
+        """Embed the distinct timesteps of a stream, all but the text's; the levels are its own and the other stream's.
 
         `prefix` names its modules. From 2.3 on audio-video attention goes by the other stream's level.
         """
         net, dtype = self.transformer, self._dtype
-        rows, denoise = _distinct_timesteps(stream, levels[0])
+        rows, denoise = _distinct_timesteps(stream, level)
         scale = float(net.config.timestep_scale_multiplier)
-        rows, (own, other) = rows * scale, (level[:, None] * scale for level in levels)
+        rows, other = rows * scale, other_level[:, None] * scale
         kind, gate = ("audio", "audio_v2a_gate") if prefix else ("video", "video_a2v_gate")
         cross = other if self.generation.cross_timestep else rows
         gate_scale = net.config.cross_attn_timestep_scale_multiplier / net.config.timestep_scale_multiplier
         ada, out = _embed(getattr(net, prefix + "time_embed"), rows, dtype)
-        prompt = getattr(net, prefix + "prompt_adaln", None)
         return Modulation(
             ada=ada,
             cross=_embed(getattr(net, f"av_cross_attn_{kind}_scale_shift"), cross, dtype)[0],
             gate=_embed(getattr(net, f"av_cross_attn_{gate}"), cross * gate_scale, dtype)[0],
             out=out,
-            prompt=None if prompt is None else _embed(prompt, own, dtype)[0],
+            prompt=None,
             denoise=denoise,
         )
 
+    def prompt_modulation(self, level: Tensor, prefix: str) -> Tensor | None:
+        """Embed a stream's noise level for its text, (B, 1, 2 D); None where the text does not depend on it."""
+        prompt = getattr(self.transformer, prefix + "prompt_adaln", None)
+        scale = float(self.transformer.config.timestep_scale_multiplier)
+        return None if prompt is None else _embed(prompt, level[:, None] * scale, self._dtype)[0]
 
-def _called(block: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = block(*inputs)
+
+def _called(block: Any, *inputs: Any) -> Pair:
+    out: Pair = block(*inputs)
     return out
 
 
-def _chosen_text(run: Pass, positive: TextContext, negative: TextContext | None) -> TextContext:
-    if not run.negative_text:
-        return positive
-    if negative is None:
-        raise SettingsError(f"the pass {run.name!r} needs a negative text; give one, or set the text guidance to 1")
-    return negative
+def inputs_of(
+    modulation: Modulation, prompt: Tensor | None, context: Tensor, layout: Layout, text_bias: Tensor | None
+) -> StreamInputs:
+    """A stream's inputs to every block; `prompt` is the text's modulation."""
+    modulation = modulation._replace(prompt=prompt)
+    return StreamInputs(modulation, context, layout.rotary, layout.cross_rotary, text_bias, layout.key_bias)
 
 
 def _distinct_timesteps(stream: LatentState, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -317,7 +348,7 @@ def _key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return bias[:, None]
 
 
-def _output(x: Tensor, modulation: Modulation, layers: tuple[Tensor, Any, Any]) -> Tensor:
+def _output(x: Tensor, modulation: Modulation, layers: tuple[Any, ...]) -> Tensor:
     """Final norm, modulation by the embedded timestep, projection to channels."""
     table, norm, project = layers
     shift, scale = (row + modulation.out for row in table)

@@ -220,9 +220,9 @@ def _through(layer: Any, gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def arithmetic_of(tensor: Any) -> Callable[[], AbstractContextManager[Any]]:
-    """What makes the autocast context that is on now."""
+    """What makes the autocast context that is on now, without its cache of casts, which would keep them."""
     kind = tensor.device.type
     if not torch.amp.is_autocast_available(kind):
         return nullcontext
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return lambda: torch.autocast(kind, dtype, enabled)
+    return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)

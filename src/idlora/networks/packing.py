@@ -24,10 +24,12 @@ _INT8_STEPS = 127
 def stored_small(block: Any) -> Iterator[tuple[str, nn.Linear]]:
     """The linear layers of a block whose weights are worth storing small, by name.
 
-    Norms are few and sensitive; so are the branches of adapters, which come in float32 or bfloat16.
+    Norms are few and sensitive; so are the branches of adapters, which come in float32 or bfloat16. What is
+    stored small already is left out.
     """
     for name, module in block.named_modules():
-        if isinstance(module, nn.Linear) and "norm" not in name and "lora_" not in name:
+        plain = isinstance(module, nn.Linear) and not isinstance(module, PackedLinear)
+        if plain and "norm" not in name and "lora_" not in name:
             yield name, module
 
 

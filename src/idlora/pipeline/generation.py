@@ -23,6 +23,7 @@ from idlora.core.state import AVState, LatentState, Masking
 from idlora.errors import WeightsError
 from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
+from idlora.networks.executor import Sharing
 from idlora.networks.joint import JointModel
 from idlora.pipeline.inputs import Inputs
 from idlora.pipeline.settings import Settings
@@ -164,11 +165,12 @@ def schedule(settings: Settings, grid: VideoGrid) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the sampler of the settings needs beside model and state."""
+    """What the sampler of the settings needs beside model and state, and how its passes go together."""
 
     sigmas: Tensor
     generators: Generators
     callback: Callback | None = None
+    sharing: Sharing = Sharing()
 
 
 def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
@@ -178,7 +180,7 @@ def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings,
         Cancelled: the callback returned False.
         SettingsError: the guidance asks for something that the network does not have.
     """
-    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance)
+    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, sampling.sharing)
     if settings.sampler == "euler":
         return sample_euler(guided, state, sampling.sigmas, callback=sampling.callback)
     return sample_res2s(guided, state, sampling.sigmas, generators=sampling.generators, callback=sampling.callback)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 import torch
-from torch import Tensor
 
-from idlora.core.noise import generators_for
+from idlora.core.noise import Generators, generators_for
 from idlora.core.samplers import Callback
 from idlora.core.state import AVState
 from idlora.errors import DeviceMemoryError, SettingsError
@@ -330,18 +329,19 @@ class IDLoraPipeline:
             state = prepare(batch, plans[0], self.codecs, self.device)
         with self.residence.stage("denoise", meter):
             state = noise(state, generators, official=plans[0].official_noise)
-            state = self._denoised(state, texts, plans[0], Sampling(self._sigmas(plans[0]), generators, callback))
+            state = self._denoised(state, texts, plans[0], self._sampling(plans[0], generators, callback))
         if len(plans) == 1:
             return state
         with self.residence.stage("upscale", meter):
             state = upscale(state, batch, plans, self.codecs, self.components.latent_upsampler)
         with self.residence.stage("refine", meter):
-            sigmas = self._sigmas(plans[1])
-            state = renoise(state, float(sigmas[0]), generators)
-            return self._denoised(state, texts, plans[1], Sampling(sigmas, generators, callback))
+            sampling = self._sampling(plans[1], generators, callback)
+            state = renoise(state, float(sampling.sigmas[0]), generators)
+            return self._denoised(state, texts, plans[1], sampling)
 
-    def _sigmas(self, settings: Settings) -> Tensor:
-        return schedule(settings, self.codecs.grid(settings))
+    def _sampling(self, settings: Settings, generators: Generators, callback: Callback | None) -> Sampling:
+        sigmas = schedule(settings, self.codecs.grid(settings))
+        return Sampling(sigmas, generators, callback, self.residence.placement.sharing)
 
     def _denoised(self, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
         """One stage; the identity adapter works only where the sound is made."""

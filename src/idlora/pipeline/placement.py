@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from idlora.errors import DeviceMemoryError, SettingsError
+from idlora.networks.executor import Sharing
 from idlora.networks.footprint import tensors_of
 from idlora.networks.packing import STORAGES, Storage, smaller_storage, store_small
 from idlora.networks.streaming import BlockStream, Guest
@@ -54,23 +55,31 @@ class Placement:
             eight bits, `nf4` in four, and compute as before, which changes results: little, less and more. `int8` and
             `nf4` need bitsandbytes (the extra `quant`).
         tiled: decode the picture in overlapping tiles, which may show at their seams.
+        max_branches: so many passes of a step run as one batch, where their shapes allow it.
 
     Raises:
-        SettingsError: there is no such place or storage.
+        SettingsError: there is no such place or storage, or fewer branches than 1.
     """
 
     where: Where = "whole"
     storage: Storage = "full"
     tiled: bool = False
+    max_branches: int = 1
 
     def __post_init__(self) -> None:
+        Sharing(self.max_branches)
         for name, known in (("where", get_args(Where)), ("storage", STORAGES)):
             if getattr(self, name) not in known:
                 raise SettingsError(f"placement {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
 
     def __str__(self) -> str:
         extra = ("" if self.storage == "full" else f"+{self.storage}") + ("+tiled" if self.tiled else "")
-        return self.where + extra
+        return self.where + extra + (f"+{self.max_branches} branches" if self.max_branches > 1 else "")
+
+    @property
+    def sharing(self) -> Sharing:
+        """How far the passes of a step go together: the text's keys and values are kept where there is room."""
+        return Sharing(self.max_branches, keep_text=self.where == "whole")
 
 
 WHOLE = Placement()

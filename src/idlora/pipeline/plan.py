@@ -79,11 +79,13 @@ class Demand:
         weights: of every network; adapters are part of the transformer.
         working: the most bytes of all other tensors, by stage; stages that do not happen are left out.
         tiled: the same when pictures are decoded in tiles.
+        kept: what comes on top by stage if the transformer is whole on the device: keys and values of the text.
     """
 
     weights: Mapping[str, Weights]
     working: Mapping[str, int]
     tiled: Mapping[str, int]
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def components(self, stage: str, placement: Placement) -> dict[str, int]:
         """Bytes of the weights on the device, by network."""
@@ -97,7 +99,8 @@ class Demand:
     def peak(self, stage: str, placement: Placement) -> int:
         """The most bytes on the device in a stage."""
         working = self.tiled if placement.tiled else self.working
-        return sum(self.components(stage, placement).values()) + working[stage]
+        kept = self.kept.get(stage, 0) if placement.where == "whole" else 0
+        return sum(self.components(stage, placement).values()) + working[stage] + kept
 
     def host_bytes(self, placement: Placement) -> int:
         """Bytes of weights in main memory once everything is loaded: nothing if all of it is on the device.
@@ -156,6 +159,7 @@ def demand_of(
     dtype: torch.dtype = torch.bfloat16,
     max_text_tokens: int = 1024,
     identity_rank: int | None = None,
+    max_branches: int = 1,
 ) -> Demand:
     """The demand of one clip with first frame, voice, identity adapter, and the distilled one if settings want it.
 
@@ -165,6 +169,7 @@ def demand_of(
         dtype: of the weights.
         max_text_tokens: prompts are padded to this length.
         identity_rank: of the identity adapter; None = as published.
+        max_branches: so many passes of a step at once.
 
     Raises:
         InputError: a size is off the model's grid.
@@ -176,7 +181,8 @@ def demand_of(
     few = replace(transformer, config={**transformer.config, "num_layers": min(_FEW, num_blocks)})
     parts = {**blueprints, "transformer": few}
     made = {name: blueprint.on_meta().to(META, dtype) for name, blueprint in parts.items()}
-    pipe = IDLoraPipeline(Components(**made, tokenizer=_NoTokenizer()), device=META)
+    placement = Placement(max_branches=max_branches)
+    pipe = IDLoraPipeline(Components(**made, tokenizer=_NoTokenizer()), device=META, placement=placement)
     with META:  # where PEFT makes its branches
         _adapt(pipe, settings, identity_rank or IDENTITY_RANK)
     pipe.check(settings)
@@ -184,7 +190,25 @@ def demand_of(
     working = _simulated(pipe, short, max_text_tokens)
     tiled = working.pop(_TILED)
     weights = {name: weights_of(name, module, num_blocks) for name, module in pipe.components.modules().items()}
-    return Demand(weights, working, {**working, "decode": tiled})
+    kept = _kept_text(made["transformer"], settings, dtype, max_text_tokens)
+    # The simulated network is whole: it kept the text of its few blocks, where others have that of one at a time.
+    working = {
+        stage: size - (len(made["transformer"].transformer_blocks) - 1) * kept.get(stage, 0)
+        for stage, size in working.items()
+    }
+    more = {stage: (num_blocks - 1) * size for stage, size in kept.items()}
+    return Demand(weights, working, {**working, "decode": tiled}, more)
+
+
+def _kept_text(transformer: Any, settings: Settings, dtype: torch.dtype, max_text_tokens: int) -> dict[str, int]:
+    """Bytes of the text's keys and values in one block, by stage; none where they depend on the noise."""
+    if getattr(transformer, "prompt_adaln", None) is not None:
+        return {}
+    block = transformer.transformer_blocks[0]
+    width = sum(attention.inner_kv_dim for attention in (block.attn2, block.audio_attn2))
+    size = 2 * width * max_text_tokens * dtype.itemsize
+    parts = zip(("denoise", "refine"), stages(settings), strict=False)
+    return {stage: size * (1 + any(part.guidance.text.weights())) for stage, part in parts}
 
 
 def foretold(pipe: IDLoraPipeline, settings: Settings) -> str:
@@ -269,16 +293,16 @@ def _adapt(pipe: IDLoraPipeline, settings: Settings, identity_rank: int) -> None
     fresh.remove()
     pipe.adapters.add(IDENTITY, weights)
     if any(stage.distilled for stage in stages(settings)):
-        pipe.adapters.add(DISTILLED, _everywhere(network, DISTILLED_RANK))
+        pipe.adapters.add(DISTILLED, everywhere(network, DISTILLED_RANK))
 
 
-def _everywhere(network: Any, rank: int) -> AdapterWeights:
+def everywhere(network: Any, rank: int) -> AdapterWeights:
     """Branches beside every linear layer of the blocks."""
     layers = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("transformer_blocks.") and "lora_" not in name:
-            rows, columns = module.weight.shape
-            pair = (module.weight.new_empty(rank, columns), module.weight.new_empty(rows, rank))
+            like, rows, columns = network.proj_in.weight, module.out_features, module.in_features
+            pair = (like.new_empty(rank, columns), like.new_empty(rows, rank))
             layers[name.removesuffix(".base_layer")] = LowRank(*pair)
     return AdapterWeights(layers)
 

@@ -52,6 +52,19 @@ def _distilled(base: Settings, generation: Generation) -> Settings:
     return replace(settings, sigmas=DISTILLED_SIGMAS)
 
 
+def _fast(base: Settings, generation: Generation) -> Settings:
+    """One stage with approximations that change little: identity on the audio alone, two terms in every other step."""
+    settings = _one_stage(base, generation)
+    terms = settings.guidance
+    guidance = replace(
+        terms,
+        identity=replace(terms.identity, audio_only=True),
+        stg=replace(terms.stg, every=2),
+        modality=replace(terms.modality, every=2),
+    )
+    return replace(settings, guidance=guidance)
+
+
 def _official(base: Settings, generation: Generation) -> Settings:
     """Scales, schedule, positions, noise and seed of the official one-stage script, for comparison."""
     guidance = Guidance(stg=STGuidance(blocks=(generation.official_stg_block,)))
@@ -64,6 +77,7 @@ def _official(base: Settings, generation: Generation) -> Settings:
 PRESETS: Mapping[str, Callable[[Settings, Generation], Settings]] = MappingProxyType(
     {
         "one-stage": _one_stage,
+        "fast": _fast,
         "two-stage": _two_stage,
         "hq": _hq,
         "distilled": _distilled,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from idlora.errors import SettingsError, TrainingError
+from idlora.training.identity.ahead import Ahead
 from idlora.training.identity.batches import Batcher
 from idlora.training.identity.checkpoints import Checkpoints, State, whole
 from idlora.training.identity.config import MEASURES, TrainingConfig
@@ -117,10 +118,12 @@ class Trainer:
             OutputError: something cannot be written; what was written before is intact.
         """
         self.module.train()
-        with Journal(self.folder, self.step, write=self.accelerator.is_main_process) as journal, interruption() as stop:
+        main = self.accelerator.is_main_process
+        ahead = Ahead(self._batch, self.config.steps * self.config.engine.accumulate)
+        with ahead, Journal(self.folder, self.step, write=main) as journal, interruption() as stop:
             tally, started = Tally(), time.monotonic()
             while self.step < self.config.steps:
-                norm = self._advance(tally)
+                norm = self._advance(tally, ahead.take)
                 last = self.step == self.config.steps
                 if last or self.step % self.config.watching.log_every == 0:
                     self._log(journal, tally, norm, time.monotonic() - started)
@@ -140,16 +143,22 @@ class Trainer:
         flag = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
-    def _advance(self, tally: Tally) -> float:
+    def _batch(self, number: int) -> TrainingBatch:
+        """This process's batch of a number, counted over all steps."""
+        step, part = divmod(number, self.config.engine.accumulate)
+        mine = self._shares(self.job.sampler.visits(step))[part]
+        place = part * self.accelerator.num_processes + self.accelerator.process_index
+        return self.job.batcher.batch(mine, step, place)
+
+    def _advance(self, tally: Tally, batch_of: Callable[[int], TrainingBatch]) -> float:
         """One step of the optimiser; returns the gradient's length."""
         accelerator, options = self.accelerator, self.config.optimization
         torch.manual_seed(keyed_seed(self.config.seed, self.step, accelerator.process_index))  # dropout's
         visits = self.job.sampler.visits(self.step)
         finite, by_sample = torch.ones((), device=accelerator.device), []
-        for part, mine in enumerate(self._shares(visits)):
+        for part in range(self.config.engine.accumulate):
             with accelerator.accumulate(self.module), self.job.module.attention():
-                place = part * accelerator.num_processes + accelerator.process_index
-                batch = self.job.batcher.batch(mine, self.step, place)
+                batch = batch_of(self.step * self.config.engine.accumulate + part)
                 losses: StepLosses = self.module(batch)
                 accelerator.backward(losses.total)
             finite = finite * torch.isfinite(losses.total.detach())

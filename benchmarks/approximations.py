@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What approximations of guidance save and how far they lead from the exact step, on the miniature's trained weights.
+
+`python benchmarks/approximations.py` prints a table, `--json` the same as JSON.
+
+A clip of a speaker who steers choices (split `validation`) is denoised exactly. At each of its steps every setting
+makes its guided prediction from the same state; what it reuses is what it computed at earlier states of that path. The
+error is the length of the difference as a share of the exact prediction's length, over the tokens that are denoised.
+`end` is the same of the clean tokens when the setting goes its own way from the first step on. Scales of text and
+identity guidance are the miniature's own; perturbation (1, block 4) and modality guidance (3), which it does not use,
+are switched on.
+
+`products` is the share of the operations of five separate passes at the published size of LTX-2.3, 512 x 512 x 121,
+over 30 steps; nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idlora.core.guidance import X0, Guidance, ModalityGuidance, Pass, STGuidance
+from idlora.core.noise import generators_for
+from idlora.core.reference import target_part
+from idlora.core.samplers import Step, sample_euler
+from idlora.core.schedules import ltx2_sigmas
+from idlora.core.state import AVState, LatentState
+from idlora.data.media import Voice
+from idlora.data.world.captions import caption
+from idlora.data.world.speakers import Split
+from idlora.data.world.voice import SAMPLE_RATE
+from idlora.evaluation.clips import first_frame, reference_sound, target
+from idlora.evaluation.statistics import mean_over
+from idlora.networks.denoiser import GuidedDenoiser
+from idlora.networks.published import all_sizes
+from idlora.networks.work import Tokens, step_work
+from idlora.pipeline import IDLoraPipeline, Request
+from idlora.pipeline.generation import noise, prepare, schedule
+from idlora.pipeline.inputs import read_inputs
+from idlora.pipeline.meter import Meter
+from idlora.pipeline.output import versions
+
+SPLIT: Split = "validation"
+SECONDS, BLOCK, PUBLISHED_BLOCK = 3.0, 4, 28
+PUBLISHED, STEPS = Tokens(video=4096, audio=121, reference=126, text=1024), 30
+Change = Callable[[Guidance], Guidance]
+
+
+def changed(**terms: Mapping[str, Any]) -> Change:
+    """Some fields of some terms replaced."""
+    return lambda base: replace(base, **{name: replace(getattr(base, name), **new) for name, new in terms.items()})
+
+
+REUSED = {"stg": {"every": 2}, "modality": {"every": 2}}
+SETTINGS: Mapping[str, Change] = {
+    "identity on the audio alone": changed(identity={"audio_only": True}),
+    "identity every 2": changed(identity={"every": 2}),
+    "perturbation every 2": changed(stg={"every": 2}),
+    "perturbation every 3": changed(stg={"every": 3}),
+    "modality every 2": changed(modality={"every": 2}),
+    "modality every 3": changed(modality={"every": 3}),
+    "text every 2": changed(text={"every": 2}),
+    "perturbation above sigma 0.5": changed(stg={"lo": 0.5}),
+    "modality above sigma 0.5": changed(modality={"lo": 0.5}),
+    "identity above sigma 0.5": changed(identity={"lo": 0.5}),
+    "perturbation below sigma 0.9": changed(stg={"hi": 0.9}),
+    "modality below sigma 0.9": changed(modality={"hi": 0.9}),
+    "preset fast: audio alone, perturbation and modality every 2": changed(identity={"audio_only": True}, **REUSED),
+}
+
+
+@dataclass(frozen=True)
+class Told(GuidedDenoiser):
+    """A denoiser that is told the predictions of passes."""
+
+    table: dict[Pass, X0] = field(default_factory=dict)
+
+    def predict(self, _state: AVState, _sigma: float, plan: list[Pass]) -> dict[str, X0]:
+        """Look them up."""
+        return {run.name: self.table[run] for run in plan}
+
+
+@dataclass(frozen=True)
+class Planned(GuidedDenoiser):
+    """A denoiser that writes down its plans."""
+
+    plans: list[list[Pass]] = field(default_factory=list)
+
+    def predict(self, state: AVState, _sigma: float, plan: list[Pass]) -> dict[str, X0]:
+        """Zeros for every pass."""
+        self.plans.append(plan)
+        rows = state.audio.num_reference
+        audio = {run.name: state.audio.tokens[:, 0 if run.reference else rows :] for run in plan}
+        return {run.name: X0(state.video.tokens, audio[run.name], rows * run.reference) for run in plan}
+
+
+def products(guidance: Guidance) -> float:
+    """The share of the operations of five passes over a clip at the published size."""
+    config = all_sizes("2.3")["transformer"].full_config()
+    guidance = replace(guidance, stg=replace(guidance.stg, blocks=(PUBLISHED_BLOCK,)))
+    empty = torch.zeros(1, 2, 1)
+    video = LatentState(empty, empty, empty, empty)
+    planned = Planned(None, None, None, guidance)  # type: ignore[arg-type]
+    for sigma in ltx2_sigmas(STEPS).tolist()[:-1]:
+        planned(AVState(video, replace(video, num_reference=1)), sigma)
+    whole = [replace(run, perturbed_blocks=()) for run in replace(guidance, stg=STGuidance()).plan(0.7, 1)]
+    plain = sum(step_work(config, PUBLISHED, [replace(run, audio_only=False)]).flops for run in whole)
+    return sum(step_work(config, PUBLISHED, plan).flops for plan in planned.plans) / STEPS / plain
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one setting on one clip: for each step and at the end, video and audio."""
+
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    end: list[float] = field(default_factory=list)
+
+
+def distance(found: AVState, exact: AVState) -> tuple[float, float]:
+    """Of the tokens that are denoised, as shares of the exact ones' length."""
+    pairs = ((found.video, exact.video), (found.audio, exact.audio))
+    parts = []
+    for a, b in pairs:
+        mask, rows = target_part(b.denoise_mask, b.num_reference), b.num_reference
+        one, other = (target_part(each.tokens, rows) * mask for each in (a, b))
+        parts.append(_length(one - other) / _length(other))
+    return parts[0], parts[1]
+
+
+def _length(x: Tensor) -> float:
+    return float(x.double().square().sum().sqrt())
+
+
+def compared(pipe: IDLoraPipeline, base: Guidance, speaker: int) -> dict[str, Errors]:
+    """All settings on the clip of one speaker."""
+    asked = target(SPLIT, speaker, 0)
+    voice = Voice(reference_sound(SPLIT, speaker, asked, SECONDS)[None], SAMPLE_RATE)
+    settings = replace(pipe.card.defaults, guidance=base, seed=speaker)
+    inputs = read_inputs(Request(caption(asked), settings, first_frame(asked), voice), pipe.card.vocabulary)
+    texts = pipe.texts([inputs], Meter(pipe.device))
+    state = noise(prepare([inputs], settings, pipe.codecs, pipe.device), generators_for([speaker]))
+    model, sigmas = pipe._model(settings), schedule(settings, pipe.codecs.grid(settings))
+    exact = GuidedDenoiser(model, texts.positive, texts.negative, base)
+    table: dict[Pass, X0] = {}
+    told = {
+        name: Told(model, texts.positive, texts.negative, change(base), table=table)
+        for name, change in SETTINGS.items()
+    }
+    errors = {name: Errors() for name in SETTINGS}
+    alone = replace(base.identity, audio_only=True).other_pass()
+
+    def look(step: Step) -> None:
+        plan = base.plan(step.sigma, step.state.audio.num_reference)
+        found = exact.predict(step.state, step.sigma, [*plan, replace(alone, name="alone")])
+        table.clear()
+        table.update({run: found[run.name] for run in plan} | {alone: found["alone"]})
+        guided = Told(model, texts.positive, texts.negative, base, table=table)(step.state, step.sigma)
+        for name, denoiser in told.items():
+            errors[name].steps.append(distance(denoiser(step.state, step.sigma), guided))
+
+    end = sample_euler(exact, state, sigmas, callback=look)
+    for name, change in SETTINGS.items():
+        own = sample_euler(GuidedDenoiser(model, texts.positive, texts.negative, change(base)), state, sigmas)
+        errors[name].end.extend(distance(own, end))
+    return errors
+
+
+def summary(found: Sequence[Errors]) -> dict[str, Any]:
+    """Means over clips with 95 % intervals, and the largest of all steps."""
+    steps = np.array([errors.steps for errors in found])  # (clips, steps, 2)
+    ends = np.array([errors.end for errors in found])
+    told: dict[str, Any] = {}
+    for i, stream in enumerate(("video", "audio")):
+        mean, end = mean_over(steps[:, :, i]), mean_over(ends[:, i : i + 1])
+        told[stream] = {
+            "mean": [mean.value, mean.low, mean.high],
+            "worst_step": float(steps[:, :, i].mean(0).max()),
+            "end": [end.value, end.low, end.high],
+        }
+    return told
+
+
+def measured(num_clips: int) -> dict[str, Any]:
+    """Every setting on so many clips, one a speaker."""
+    pipe = IDLoraPipeline.from_pretrained("miniature")
+    own = pipe.card.defaults.guidance
+    base = replace(own, stg=STGuidance(blocks=(BLOCK,)), modality=ModalityGuidance())
+    found = [compared(pipe, base, speaker) for speaker in range(num_clips)]
+    told: dict[str, Any] = {"exact": {"products": products(base)}}
+    for name, change in SETTINGS.items():
+        told[name] = {"products": products(change(base)), **summary([errors[name] for errors in found])}
+    return {"settings": told, "clips": num_clips, "split": SPLIT, "model": pipe.digests, "versions": versions()}
+
+
+def row(name: str, each: Mapping[str, Any]) -> str:
+    """A line of the table."""
+    cells = [name, f"{each['products']:.3f}"]
+    for stream in ("video", "audio"):
+        if stream not in each:
+            cells += ["0", "0", "0"]
+            continue
+        (mean, low, high), (end, end_low, end_high) = each[stream]["mean"], each[stream]["end"]
+        cells.append(f"{mean:.2%} ({low:.2%} to {high:.2%})")
+        cells.append(f"{each[stream]['worst_step']:.2%}")
+        cells.append(f"{end:.2%} ({end_low:.2%} to {end_high:.2%})")
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = "| setting | products | video: a step | worst step | at the end | audio: a step | worst step | at the end |"
+
+
+@torch.no_grad()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    told = measured(given.clips)
+    if given.json:
+        print(json.dumps(told, indent=1))
+        return
+    lines = [row(name, each) for name, each in told["settings"].items()]
+    print("\n".join([HEAD, "|---" * 8 + "|", *lines]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One guided step beside the plain way: diffusers' own forward, five passes one after the other.
+
+`python benchmarks/step.py --json`. Same weights, inputs and passes; both sides are compared before they race, and take
+turns, so that what else the machine does hits both. On a CPU time is that of the processor, with one thread; on a GPU
+that of the clock. A setting's figure is the median of paired ratios to the plain time, with the least and the greatest.
+
+Diffusers cannot perturb 2.0's self-attention (its option does nothing there): the plain way's perturbed pass hooks the
+two attentions of that block, so that they give zeros after they were computed. It gives the transformer what its own
+pipeline gives: a timestep for every token.
+
+`exact` computes the five passes, `fast` what the preset of that name does: the mean of the steps of its cycle.
+`distilled` is a whole clip: 8 steps of a full pass and an identity pass on the audio alone against 30 plain steps;
+`distilled_full` (`--full-identity`) has that pass on both streams. What is computed once a generation is charged to it.
+`products` is what shapes alone foretell: the share of the plain way's operations in matrix products. `--compile` adds
+`plain_compiled` and compiles our blocks as well; all are shares of the time of the plain way as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from idlora.core.guidance import Pass
+from idlora.core.positions import audio_positions, reference_positions, video_positions
+from idlora.core.reference import attach_reference, without_reference
+from idlora.core.state import AVState, LatentState
+from idlora.networks.blocks import text_memory
+from idlora.networks.executor import Executor, Sharing
+from idlora.networks.generations import GENERATIONS
+from idlora.networks.joint import JointModel, Prediction, TextContext
+from idlora.networks.work import Tokens, step_work
+from idlora.pipeline import Settings, preset_settings
+
+SETTINGS = ("exact", "fast", "distilled")
+SIGMA, STEPS, FEW_STEPS, CHANNELS = 0.8, 30, 8, 128
+ATTENTIONS = ("attn1", "audio_attn1")
+AUDIO, REFERENCE, TEXT = 126, 126, 1024
+GOALS = {
+    "exact": {"2.0": 0.80, "2.3": 0.85},
+    "fast": {"2.0": 0.55, "2.3": 0.55},
+    "distilled": {"2.0": 1 / 14, "2.3": 1 / 14},
+}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the network and the clip."""
+
+    layers: int = 48
+    heads: int = 4
+    video_head: int = 64
+    audio_head: int = 32
+    grid: tuple[int, int, int] = (16, 8, 8)
+
+
+SMALL, FULL = Size(), Size(heads=32, video_head=128, audio_head=64, grid=(16, 16, 16))
+
+
+@dataclass(frozen=True)
+class Where:
+    """What the race runs on."""
+
+    device: str
+    dtype: torch.dtype
+    sharing: Sharing
+    compiled: bool = False
+
+    def timed(self, work: Callable[[], Result]) -> tuple[float, Result]:
+        """How many seconds some work takes, and what it gives."""
+        clock, on_gpu = (time.process_time, False) if self.device == "cpu" else (time.perf_counter, True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        started = clock()
+        result = work()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return clock() - started, result
+
+
+def network(generation: str, size: Size, where: Where) -> Any:
+    """A transformer with random weights, the same every time, made where it will be."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(where.dtype)
+    try:
+        with torch.device(where.device):
+            made = LTX2VideoTransformer3DModel(
+                num_layers=size.layers,
+                num_attention_heads=size.heads,
+                attention_head_dim=size.video_head,
+                cross_attention_dim=size.heads * size.video_head,
+                audio_num_attention_heads=size.heads,
+                audio_attention_head_dim=size.audio_head,
+                audio_cross_attention_dim=size.heads * size.audio_head,
+                caption_channels=size.heads * size.video_head,
+                rope_type="split",
+                **GENERATIONS[generation].config,
+            )
+    finally:
+        torch.set_default_dtype(before)
+    return made.to(where.dtype).eval().requires_grad_(requires_grad=False)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    """Reproducible Gaussian numbers of one sample."""
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def start(size: Size, device: str) -> AVState:
+    """Noise with the first frame given and a reference."""
+    frames, height, width = size.grid
+    tokens, mask = normal(1, frames * height * width, CHANNELS), torch.ones(1, frames * height * width, 1)
+    mask[:, : height * width] = 0
+    sound = normal(2, AUDIO, CHANNELS)
+    video = LatentState(tokens, video_positions(size.grid, 25.0), mask, tokens, masking="binary")
+    audio = LatentState(sound, audio_positions(AUDIO), torch.ones(1, AUDIO, 1), sound, masking="ones")
+    audio = attach_reference(audio, normal(3, REFERENCE, CHANNELS), reference_positions(REFERENCE))
+    return AVState(*(_moved(stream, device) for stream in (video, audio)))
+
+
+def _moved(stream: LatentState, device: str) -> LatentState:
+    moved = {name: value.to(device) for name, value in vars(stream).items() if isinstance(value, Tensor)}
+    return LatentState(**{**vars(stream), **moved})
+
+
+def text(seed: int, generation: str, size: Size, where: Where) -> TextContext:
+    """Features of the widths that the generation takes."""
+    widths = size.heads * size.video_head, size.heads * (size.video_head if generation == "2.0" else size.audio_head)
+    video, audio = (normal(seed + i, TEXT, width).to(where.device, where.dtype) for i, width in enumerate(widths))
+    return TextContext(video, audio)
+
+
+class Plain:
+    """The plain way."""
+
+    def __init__(self, generation: str, net: Any, texts: tuple[TextContext, TextContext], dtype: torch.dtype) -> None:
+        self.generation, self.net, self.texts, self.dtype = GENERATIONS[generation], net, texts, dtype
+
+    def step(self, state: AVState, plan: Sequence[Pass]) -> dict[str, Prediction]:
+        """All passes, one after the other."""
+        return {run.name: self.run(state if run.reference else without_reference(state), run) for run in plan}
+
+    def run(self, state: AVState, run: Pass) -> Prediction:
+        """One pass."""
+        if not run.perturbed_blocks or self.generation.stg == "value":
+            return self._forward(state, run)
+        attentions = [
+            getattr(self.net.transformer_blocks[i], name) for i in run.perturbed_blocks for name in ATTENTIONS
+        ]
+        handles = [
+            each.register_forward_hook(lambda _module, _inputs, out: torch.zeros_like(out)) for each in attentions
+        ]
+        try:
+            return self._forward(state, run)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _forward(self, state: AVState, run: Pass) -> Prediction:
+        context = self.texts[run.negative_text]
+        sigma = torch.full((1,), SIGMA * 1000, device=state.video.tokens.device)
+        video, audio = self.net(
+            hidden_states=state.video.tokens.to(self.dtype),
+            audio_hidden_states=state.audio.tokens.to(self.dtype),
+            encoder_hidden_states=context.video,
+            audio_encoder_hidden_states=context.audio,
+            timestep=state.video.timesteps(SIGMA) * 1000,
+            audio_timestep=state.audio.timesteps(SIGMA) * 1000,
+            sigma=sigma,
+            audio_sigma=sigma,
+            video_coords=state.video.positions,
+            audio_coords=state.audio.positions,
+            isolate_modalities=run.isolated,
+            spatio_temporal_guidance_blocks=list(run.perturbed_blocks),
+            use_cross_timestep=self.generation.cross_timestep,
+            return_dict=False,
+        )
+        return Prediction(video.float(), audio.float())
+
+
+def apart(found: dict[str, Prediction], expected: dict[str, Prediction]) -> float:
+    """The largest difference of a prediction, as a share of its largest number."""
+    pairs = [(getattr(found[n], s), getattr(expected[n], s)) for n in expected for s in ("video", "audio")]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def cycles(generation: str, block: int) -> dict[str, list[list[Pass]]]:
+    """The plans of a setting's steps, as often as it takes until they repeat."""
+    row = GENERATIONS[generation]
+    wanted = {name: preset_settings(name, Settings(), row).guidance for name in ("one-stage", "fast", "distilled")}
+    full, fast, few = (replace(each, stg=replace(each.stg, blocks=(block,))) for each in wanted.values())
+    names = {term.other_pass().name: term.every for term in fast.active_terms(SIGMA, REFERENCE)}
+    steps = [{name for name, every in names.items() if step % every} for step in range(math.lcm(*names.values()))]
+    alone = replace(few, identity=replace(few.identity, audio_only=True))
+    return {
+        "exact": [full.plan(SIGMA, REFERENCE)],
+        "fast": [fast.plan(SIGMA, REFERENCE, kept) for kept in steps],
+        "distilled": [alone.plan(SIGMA, REFERENCE)],
+        "distilled_full": [few.plan(SIGMA, REFERENCE)],
+    }
+
+
+class Race:
+    """The sides of one generation."""
+
+    def __init__(self, generation: str, size: Size, where: Where, names: Sequence[str]) -> None:
+        self.where, self.state = where, start(size, where.device)
+        self.texts = text(5, generation, size, where), text(7, generation, size, where)
+        net = network(generation, size, where)
+        found = cycles(generation, min(GENERATIONS[generation].stg_block, size.layers - 1))
+        self.cycles = {name: found[name] for name in names}
+        self.plan = found["exact"][0]
+        self.plain = Plain(generation, net, self.texts, where.dtype)
+        self.model = JointModel(net)
+        if where.compiled:
+            self.model.compile_blocks(dynamic=False)
+            self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in net.transformer_blocks}
+        self.executor = Executor(self.model, *self.texts, where.sharing)
+        self.once = self._once()
+        self.distance = self._warm()
+
+    def _once(self) -> float:
+        """Seconds of what is computed once a generation."""
+
+        def work() -> None:
+            self.model.layouts(self.state)
+            contexts = [self.model.contexts(each) for each in self.texts]
+            if self.model.generation.name == "2.0":
+                blocks = self.model.transformer.transformer_blocks
+                pairs = [(prefix, pair[i]) for pair in contexts for i, prefix in enumerate(("", "audio_"))]
+                for block in blocks:
+                    for prefix, context in pairs:
+                        text_memory(block, prefix, context, None)
+
+        return self.where.timed(work)[0]
+
+    def _warm(self) -> float:
+        """How far exact is from plain; on a GPU, whose first run is no measure, the sides run here before the race."""
+        if self.where.device == "cpu":
+            return 0.0
+        for plans in self.cycles.values():
+            self._steps(plans)
+        if self.where.compiled:
+            self._plain_compiled()
+        return apart(self._steps([self.plan])[0], self.plain.step(self.state, self.plan))
+
+    def _plain_compiled(self) -> dict[str, Prediction]:
+        """A plain step whose blocks are compiled."""
+        for block, compiled in self._compiled.items():
+            block.forward = compiled
+        try:
+            return self.plain.step(self.state, self.plan)
+        finally:
+            for block in self._compiled:
+                del block.forward
+
+    def _steps(self, plans: Sequence[Sequence[Pass]]) -> list[dict[str, Prediction]]:
+        return [self.executor(self.state, SIGMA, plan) for plan in plans]
+
+    def turn(self) -> dict[str, float]:
+        """Seconds of a plain step, and every setting's share of it."""
+        plain, expected = self.where.timed(lambda: self.plain.step(self.state, self.plan))
+        told = {"seconds": plain}
+        if self.where.compiled:
+            told["plain_compiled"] = self.where.timed(self._plain_compiled)[0] / plain
+        for name, plans in self.cycles.items():
+            seconds, found = self.where.timed(partial(self._steps, plans))
+            step, steps = seconds / len(plans), FEW_STEPS if "distilled" in name else STEPS
+            told[name] = (steps * step + self.once) / (STEPS * plain)
+            if name == "exact":
+                self.distance = max(self.distance, apart(found[0], expected))
+        return told
+
+    def foretold(self, size: Size) -> dict[str, float]:
+        """The same shares of the plain way's matrix products, by operations: what shapes alone allow."""
+        config, kept = self.model.transformer.config, self.model.generation.name == "2.0"
+        tokens = Tokens(math.prod(size.grid), AUDIO, REFERENCE, TEXT)
+        whole = [replace(run, perturbed_blocks=()) for run in self.plan]
+        plain = sum(step_work(config, tokens, [run]).flops for run in whole)
+        flops = {
+            name: sum(step_work(config, tokens, plan, kept_text=kept).flops for plan in plans) / len(plans) / plain
+            for name, plans in self.cycles.items()
+        }
+        return {name: share * (FEW_STEPS / STEPS if "distilled" in name else 1) for name, share in flops.items()}
+
+
+def measured(generation: str, size: Size, where: Where, names: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Figures of settings; turns are taken for so many seconds, two at least."""
+    begun = time.monotonic()
+    race, turns = Race(generation, size, where, names), list[dict[str, float]]()
+    racing = time.monotonic()
+    while len(turns) < 2 or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
+        turns.append(race.turn())
+    if race.distance > TOLERANCE[str(where.dtype).removeprefix("torch.")]:
+        raise SystemExit(f"the sides do not compute the same: {race.distance:.1e} apart")
+    foretold = race.foretold(size)
+    told: dict[str, Any] = {}
+    for name in [name for name in turns[0] if name != "seconds"]:
+        values = [turn[name] for turn in turns]
+        told[name] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        told[name] |= {"products": foretold.get(name, 1.0)}
+        if (goal := GOALS.get(name, {}).get(generation)) is not None and size == SMALL:
+            told[name] |= {"goal": goal, "reached": told[name]["median"] <= goal}
+    plain = statistics.median([turn["seconds"] for turn in turns])
+    return {**told, "plain_step_seconds": plain, "apart": race.distance, "turns": len(turns)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generations", nargs="*", default=["2.0", "2.3"])
+    parser.add_argument("--scale", choices=("small", "full"), default="small", help="full: the published widths")
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
+    parser.add_argument("--max-branches", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=540.0, help="for all generations; two turns take place anyway")
+    parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
+    parser.add_argument("--compile", action="store_true", help="compiled blocks on both sides too")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.device == "cpu":
+        torch.set_num_threads(1)
+    size = replace(SMALL if given.scale == "small" else FULL, layers=given.layers)
+    where = Where(given.device, getattr(torch, given.dtype), Sharing(given.max_branches), given.compile)
+    names = (*SETTINGS, "distilled_full") if given.full_identity else SETTINGS
+    share, told = given.seconds / len(given.generations), dict[str, Any]()
+    with torch.no_grad():
+        for generation in given.generations:
+            told[generation] = measured(generation, size, where, names, share)
+    told |= {
+        "device": f"cpu, one thread, {platform.machine()}" if given.device == "cpu" else torch.cuda.get_device_name(),
+        "dtype": given.dtype,
+        "scale": given.scale,
+        "layers": given.layers,
+        "max_branches": given.max_branches,
+        "compiled": given.compile,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    if given.json:
+        print(json.dumps(told, indent=1))
+        return
+    for generation in given.generations:
+        for name, each in told[generation].items():
+            if not isinstance(each, dict):
+                continue
+            low, high, turns = each["low"], each["high"], told[generation]["turns"]
+            spread = f"{low:.3f} to {high:.3f}, n = {turns}; products {each['products']:.3f}"
+            print(f"{generation} {name}: {each['median']:.3f} of the plain time ({spread})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step of the identity adapter on a transformer of the published size with random weights, as JSON lines.
+
+    python benchmarks/train_full_size.py 2.3 --storage full --storage nf4 --batch 1 --out runs/train.jsonl
+
+The published recipe: rank 128 on the published layers, bfloat16, blocks computed again in the backward pass; 512 x 512,
+121 frames, a reference of 5 s. `plain` is the same step by diffusers' forward, PEFT and AdamW, batch 1, no masks.
+Seconds are the median of the steps after the first; peak bytes are what PyTorch handed out, beside what
+`idlora train --plan` foretells. `--scale tiny` is a few narrow blocks, to try the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idlora.core.flow import interpolate, masked_loss, velocity_target
+from idlora.core.positions import audio_positions, reference_positions, video_positions
+from idlora.networks.adapter import new_adapter
+from idlora.networks.joint import TextContext
+from idlora.networks.packing import Storage, store_small
+from idlora.networks.published import Blueprint, all_sizes
+from idlora.training.identity.config import AdapterShape, Engine, Optimization, TrainingConfig
+from idlora.training.identity.module import TrainingModule
+from idlora.training.identity.optimizer import make_optimizer
+from idlora.training.identity.planning import resources
+from idlora.training.identity.setup import set_checkpointing
+from idlora.training.latents.store import Row
+from idlora.training.objective import TrainingBatch
+
+TEXT = 1024
+ROW = Row("random", "", grid=(16, 16, 16), num_audio=121, num_reference=126, frame_rate=25.0, num_frames=121)
+TINY = {
+    "num_layers": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 32,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "caption_channels": 32,
+}
+
+
+def transformer_of(blueprint: Blueprint, device: torch.device) -> Any:
+    """Random weights in bfloat16, made on the device."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            return blueprint.build().to(torch.bfloat16)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def batch_of(size: int, row: Row, config: Any, device: torch.device) -> TrainingBatch:
+    """Random tokens and text."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(tokens: int, channels: int) -> Tensor:
+        return torch.randn(size, tokens, channels, generator=generator).to(device)
+
+    frames, height, width = row.grid
+    tokens = frames * height * width
+    widths = (config["cross_attention_dim"], config["audio_cross_attention_dim"])
+    if config["use_prompt_embeddings"]:
+        widths = (config["caption_channels"],) * 2
+    first = torch.arange(tokens, device=device) < height * width
+    return TrainingBatch(
+        video=normal(tokens, config["in_channels"]),
+        audio=normal(row.num_audio, config["audio_in_channels"]),
+        video_noise=normal(tokens, config["in_channels"]),
+        audio_noise=normal(row.num_audio, config["audio_in_channels"]),
+        sigmas=torch.full((size,), 0.7, device=device),
+        video_positions=video_positions(row.grid, row.frame_rate, device),
+        audio_positions=audio_positions(row.num_audio, device),
+        context=TextContext(normal(TEXT, widths[0]), normal(TEXT, widths[1])),
+        conditioned=first[None].expand(size, -1),
+        reference=normal(row.num_reference, config["audio_in_channels"]),
+        reference_positions=reference_positions(row.num_reference, device=device),
+    )
+
+
+def plain_loss(transformer: Any, batch: TrainingBatch) -> Tensor:
+    """What a user would write with diffusers' forward."""
+    assert batch.conditioned is not None
+    assert batch.reference is not None
+    assert batch.reference_positions is not None
+    size, wanted, heard = len(batch.sigmas), ~batch.conditioned, batch.audio.shape[1]
+    timesteps, noisy = wanted * batch.sigmas[:, None], batch.sigmas[:, None].expand(-1, heard)
+    clean = torch.zeros_like(batch.reference[..., 0])
+    dtype = torch.bfloat16
+    with torch.autocast(batch.video.device.type, dtype):
+        video_made, audio_made = transformer(
+            hidden_states=interpolate(batch.video, batch.video_noise, timesteps).to(dtype),
+            audio_hidden_states=torch.cat(
+                [batch.reference, interpolate(batch.audio, batch.audio_noise, noisy)], dim=1
+            ).to(dtype),
+            encoder_hidden_states=batch.context.video.to(dtype),
+            audio_encoder_hidden_states=batch.context.audio.to(dtype),
+            timestep=timesteps * 1000,
+            audio_timestep=torch.cat([clean, noisy], dim=1) * 1000,
+            sigma=batch.sigmas * 1000,
+            audio_sigma=batch.sigmas * 1000,
+            video_coords=batch.video_positions.expand(size, -1, -1, -1),
+            audio_coords=torch.cat([batch.reference_positions, batch.audio_positions], dim=2).expand(size, -1, -1, -1),
+            use_cross_timestep=True,
+            return_dict=False,
+        )
+        video_loss = masked_loss(video_made, velocity_target(batch.video, batch.video_noise), wanted)
+        target = velocity_target(batch.audio, batch.audio_noise)
+        return video_loss + masked_loss(audio_made[:, clean.shape[1] :], target, torch.ones_like(noisy))
+
+
+class Meter:
+    """Seconds and peak bytes of steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+
+    def steps(self, step: Callable[[], Tensor], count: int) -> dict[str, Any]:
+        """Run them; the first one warms up."""
+        seconds, loss = [], float("nan")
+        for _ in range(count + 1):
+            if self.on_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            loss = float(step())
+            if self.on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        peak = torch.cuda.max_memory_allocated() if self.on_gpu else None
+        return {
+            "seconds_per_step": statistics.median(seconds[1:]),
+            "range": [min(seconds[1:]), max(seconds[1:])],
+            "n": count,
+            "peak_bytes": peak,
+            "loss": loss,
+        }
+
+
+def optimised(parameters: dict[str, nn.Parameter], optimizer: Any, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        total = loss()
+        torch.autograd.backward(total)
+        nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    return step
+
+
+def trained(transformer: Any) -> dict[str, nn.Parameter]:
+    return {name: each for name, each in transformer.named_parameters() if each.requires_grad}
+
+
+def ours(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Callable[[], Tensor]:
+    """The trainer's step."""
+    new_adapter(transformer, config.adapter.rank).make_trainable()
+    module = TrainingModule(transformer, config.objective, bf16=True).train()
+    set_checkpointing(module, config.engine)
+    if config.engine.compile:
+        module.model.compile_blocks(dynamic=False)
+    parameters = trained(transformer)
+    optimizer = make_optimizer(parameters, config.optimization)
+    return optimised(parameters, optimizer, lambda: module(batch).total)
+
+
+def plain(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Callable[[], Tensor]:
+    """The plain loop's step."""
+    new_adapter(transformer, config.adapter.rank)
+    for name, each in transformer.named_parameters():
+        if "lora_" in name:
+            each.data, each.requires_grad = each.data.float(), True
+    transformer.enable_gradient_checkpointing()
+    transformer.train()
+    parameters = trained(transformer)
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=2e-4)
+    return optimised(parameters, optimizer, lambda: plain_loss(transformer, batch))
+
+
+def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -> dict[str, Any]:
+    """One line."""
+    device = torch.device(given.device)
+    blueprint, row = all_sizes(given.generation)["transformer"], ROW
+    if given.scale == "tiny":
+        blueprint = replace(blueprint, config={**blueprint.config, **TINY})
+        row = replace(row, grid=(2, 4, 4))
+    if given.layers:
+        blueprint = replace(blueprint, config={**blueprint.config, "num_layers": given.layers})
+    config = TrainingConfig(
+        adapter=AdapterShape(rank=4 if given.scale == "tiny" else 128),
+        engine=Engine(batch=size, precision="bf16", storage=storage, checkpointing="all", compile=way == "compiled"),
+        optimization=Optimization(),
+    )
+    transformer = transformer_of(blueprint, device)
+    store_small(transformer, storage, device)
+    batch = batch_of(size, row, transformer.config, device)
+    step = (plain if way == "plain" else ours)(transformer, config, batch)
+    found = Meter(device).steps(step, given.steps)
+    foretold = None if way == "plain" else resources(config, blueprint, row, TEXT).device_bytes
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "generation": given.generation,
+        "scale": given.scale,
+        "way": way,
+        "storage": storage,
+        "batch": size,
+        "layers": given.layers or "all",
+        **found,
+        "foretold_bytes": foretold,
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generation", choices=["2.0", "2.3", "2.5"])
+    parser.add_argument("--storage", choices=["full", "fp8", "int8", "nf4"], action="append")
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--steps", type=int, default=3, help="after the first")
+    parser.add_argument("--plain", action="store_true", help="the plain loop too, batch 1, full weights")
+    parser.add_argument("--compile", action="store_true", help="ours with compiled blocks too, full weights")
+    parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published; times are then a part's")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--scale", choices=["full", "tiny"], default="full")
+    parser.add_argument("--out", type=Path, help="file that lines are added to")
+    given = parser.parse_args()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    wanted: list[tuple[str, Storage, int]] = [("plain", "full", 1)] if given.plain else []
+    wanted += [("ours", storage, size) for storage in given.storage or ["full"] for size in given.batch or [1]]
+    wanted += [("compiled", "full", size) for size in given.batch or [1] if given.compile]
+    for way, storage, size in wanted:
+        try:
+            line = measured(given, way, storage, size)
+        except Exception as error:  # noqa: BLE001 - the others must still run
+            failed = f"{type(error).__name__}: {error}"[:300]
+            line = {"generation": given.generation, "way": way, "storage": storage, "batch": size, "failed": failed}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(json.dumps(line), flush=True)
+        if given.out is not None:
+            with given.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
