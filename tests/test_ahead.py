@@ -42,3 +42,19 @@ def test_a_fault_comes_when_its_item_is_taken() -> None:
         assert ahead.take(0) == 0
         with pytest.raises(OSError, match="gone"):
             ahead.take(1)
+
+
+def test_what_settles_is_made_and_still_taken() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    with Ahead(make, 3) as ahead:
+        ahead.settle()
+        ahead.take(0)
+        ahead.settle()
+        assert made == [0, 1]
+        assert ahead.take(1) == 1
+    assert made.count(1) == 1

@@ -30,12 +30,13 @@ MAX_PARAMETERS = 7
 
 # Functions that need more parameters than the bar, with the reason.
 MANY_PARAMETERS = {
+    "idlora.cli.evaluate.evaluate": "each is an option of the command",
     "idlora.cli.miniature.train": "each is an option of the command",
     "idlora.cli.precompute.precompute": "each is an option of the command",
 }
 
 # Where files of others are read that exist as pickles alone: as tensors, never as programs.
-READS_PICKLED_TENSORS = {"idlora.training.latents.published"}
+READS_PICKLED_TENSORS = {"idlora.evaluation.judges.weights", "idlora.training.latents.published"}
 
 # Dataclasses that change while they work, with the reason; every other one is a frozen record.
 MUTABLE = {

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import typer
 
 from idlora.cli import main
 from idlora.cli.generate import checked_device
@@ -35,7 +36,8 @@ OPTIONS = """
 --modality-interval --rescale-video --rescale-audio --reference-mask/--no-reference-mask
 --reference-text --positions --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model
 --text-encoder --upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength
---refine-strength --style --fuse/--keep-apart --device --dtype --text-cache --placement --storage --tiled/--not-tiled
+--refine-strength --style --fuse/--keep-apart --compile/--eager
+--device --dtype --text-cache --placement --storage --tiled/--not-tiled
 """.split()
 
 
@@ -60,6 +62,17 @@ def generate(model: Path, out: Path, *options: str | Path) -> int:
 
 def test_the_options_are_these() -> None:
     assert [row.flag for row in TABLE] == OPTIONS
+
+
+EVALUATE = "--out --judge --weights --baseline --workers --ray --examples --judges".split()
+
+
+def test_the_options_of_evaluate_are_these() -> None:
+    from idlora.cli.app import app
+
+    command = typer.main.get_command(app).commands["evaluate"]  # type: ignore[attr-defined]
+    options = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
+    assert options == EVALUATE
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -116,7 +129,7 @@ def test_help_and_version_need_no_networks() -> None:
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("generate", "demo", "push", "world"))
+    assert all(name in text for name in ("generate", "demo", "push", "evaluate", "world"))
 
 
 def test_an_adapter_is_described(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +283,10 @@ def test_a_fault_of_the_user_is_one_line_and_leaves_nothing(
     assert sorted(rubbish.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [["generate"], ["nothing"], ["push", "x"], ["world"], ["world", "sample"]])
+INCOMPLETE = [["generate"], ["nothing"], ["push", "x"], ["evaluate"], ["world"], ["world", "sample"]]
+
+
+@pytest.mark.parametrize("arguments", INCOMPLETE)
 def test_a_command_that_is_not_complete_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     one_line(capsys)

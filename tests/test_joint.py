@@ -2,7 +2,7 @@
 """The joint forward: equal to diffusers' own where that can do it, and lawful where it cannot."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -255,6 +255,18 @@ def test_blocks_compile_as_one_graph() -> None:
     expected = net.velocity(state, SIGMA, context)
     net.compile_blocks(fullgraph=True, backend="eager")
     assert_same(net.velocity(state, SIGMA, context), expected)
+
+
+@torch.no_grad()
+def test_what_cannot_be_compiled_says_what_is_missing() -> None:
+    net = model("2.3")
+
+    def broken(_graph: object, _inputs: object) -> NoReturn:
+        raise RuntimeError("no compiler")
+
+    net.compile_blocks(backend=broken)
+    with pytest.raises(SettingsError, match="compiler"):
+        net.velocity(tiny.state(), SIGMA, tiny.context("2.3"))
 
 
 @torch.no_grad()

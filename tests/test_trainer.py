@@ -138,6 +138,17 @@ def test_an_adapter_trains_on_a_base_in_few_bits(storage: Any, precision: Any, d
     assert not torch.equal(first, second)
 
 
+def test_connectors_that_come_for_every_batch_make_the_same_one(data: Path, tmp_path: Path) -> None:
+    whole, coming = (
+        tiny_training.trainer(tiny_training.config(tmp_path / where, data, engine=engine(2, 1)), where=where)
+        for where in ("whole", "offload")
+    )
+    for number in range(2):
+        first, second = whole._batch(number).context, coming._batch(number).context
+        assert torch.equal(first.video, second.video)
+        assert torch.equal(first.audio, second.audio)
+
+
 def test_the_best_adapter_stays(data: Path, tmp_path: Path) -> None:
     config = tiny_training.config(
         tmp_path / "run", data, saving=Saving(every=2, keep_last=1, keep_best="validation_loss")

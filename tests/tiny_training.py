@@ -10,6 +10,7 @@ import torch
 import tiny_pipeline
 from idlora.networks.text import TextFeatures
 from idlora.pipeline import IDLoraPipeline, Placement
+from idlora.pipeline.placement import Where
 from idlora.training.identity.config import (
     AdapterShape,
     Data,
@@ -85,13 +86,14 @@ def config(out: Path, data: Path, **changes: Any) -> TrainingConfig:
     return replace(made, **changes)
 
 
-def trainer(made: TrainingConfig, generation: str = "2.3") -> Trainer:
+def trainer(made: TrainingConfig, generation: str = "2.3", where: Where = "whole") -> Trainer:
     """The trainer of a fresh tiny model in this process."""
     dtype = torch.bfloat16 if made.engine.precision == "bf16" else torch.float32
     components = tiny_pipeline.components(generation)
     for module in components.modules().values():
         module.to(dtype)
-    pipe = IDLoraPipeline(components, tiny_pipeline.CARD, placement=Placement(storage=made.engine.storage))
+    pipe = IDLoraPipeline(components, tiny_pipeline.CARD, placement=Placement(where, made.engine.storage))
+    pipe.residence.keep("transformer")
     return make_trainer(made, make_bench(made, pipe), make_accelerator(made))
 
 

@@ -93,6 +93,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
         placement=fitted_placement(values, parts, device),
     )
     pipe.text_cache = text_cache_of(values["text_cache"])
+    pipe.compiled = bool(values["compile"])
     if values["distilled"] is not None:
         pipe.add_adapter("distilled", values["distilled"])
     for number, style in enumerate(values["style"] or (), 1):

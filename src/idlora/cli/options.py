@@ -142,6 +142,7 @@ TABLE = (
     Row("--refine-strength", float, "Of it in the second stage.", MODEL, "refine.distilled"),
     Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
     Row("--fuse/--keep-apart", bool, "Add adapters (not the distilled one) to the weights: faster steps.", MODEL),
+    Row("--compile/--eager", bool, "Compile the blocks: a minute or more at first, then faster steps.", MODEL),
     Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
     Row("--text-cache", str, "Folder that keeps encoded prompts, auto or off.", MODEL, default="auto"),

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from idlora.networks.mel import LogMel
 
 Floats = NDArray[np.float64]
 
@@ -20,6 +17,10 @@ _MAX_LAG = 100  # mel frames of 10 ms: covers the beat of words
 
 def sound_features(samples: NDArray[np.float32]) -> Floats:
     """What a sound (N,) at 16 kHz is like over its whole length, (F,): levels and movement by band, and its rhythm."""
+    import torch
+
+    from idlora.networks.mel import LogMel
+
     mel = LogMel()(torch.from_numpy(samples)[None, None])[0, 0].double().numpy()  # (T, bins)
     change = np.diff(mel, axis=0)
     levels = np.quantile(mel, _QUANTILES, axis=0).ravel()
@@ -35,29 +36,44 @@ def _rhythm(mel: Floats) -> Floats:
     return np.asarray(np.pad(correlation / (correlation[0] + 1e-9), (0, _MAX_LAG - len(correlation))))
 
 
-@dataclass(frozen=True)
-class Ridge:
-    """A linear classifier: features (F,) standardised, then one score for each label."""
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Least squares with a penalty: features (F,) are standardised, then mapped to numbers (K,)."""
 
-    labels: tuple[str, ...]
     mean: Floats  # (F,)
     scale: Floats  # (F,)
-    weights: Floats  # (F + 1, labels)
+    weights: Floats  # (F + 1, K)
+
+    @classmethod
+    def fit(cls, features: Floats, wanted: Floats, penalty: float = 0.1) -> Linear:
+        """Learn features (N, F) to numbers (N, K); `penalty` is relative to N."""
+        mean, scale = features.mean(0), np.asarray(features.std(0) + 1e-6, np.float64)
+        design = _with_bias((features - mean) / scale)
+        gram = design.T @ design + penalty * len(design) * np.eye(design.shape[1])
+        return cls(mean, scale, np.asarray(np.linalg.solve(gram, design.T @ wanted), np.float64))
+
+    def __call__(self, features: Floats) -> Floats:
+        """The numbers (N, K) of features (N, F)."""
+        return np.asarray(_with_bias((features - self.mean) / self.scale) @ self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """A linear classifier: one score for each label."""
+
+    labels: tuple[str, ...]
+    linear: Linear
 
     @classmethod
     def fit(cls, features: Floats, labels: Sequence[str], penalty: float = 0.1) -> Ridge:
         """Least squares on one-hot labels; `penalty` is relative to the number of rows of `features` (N, F)."""
         names = tuple(sorted(set(labels)))
-        mean, scale = features.mean(0), np.asarray(features.std(0) + 1e-6, np.float64)
-        design = _with_bias((features - mean) / scale)
         wanted = np.array([[label == name for name in names] for label in labels], np.float64)
-        gram = design.T @ design + penalty * len(design) * np.eye(design.shape[1])
-        return cls(names, mean, scale, np.asarray(np.linalg.solve(gram, design.T @ wanted), np.float64))
+        return cls(names, Linear.fit(features, wanted, penalty))
 
     def predict(self, features: Floats) -> list[str]:
         """The likeliest label of each row (N, F)."""
-        scores = _with_bias((features - self.mean) / self.scale) @ self.weights
-        return [self.labels[best] for best in scores.argmax(axis=1)]
+        return [self.labels[best] for best in self.linear(features).argmax(axis=1)]
 
 
 def _with_bias(features: Floats) -> Floats:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 from idlora.data.manifest import Pair
@@ -12,6 +11,7 @@ from idlora.data.prompt import parse_prompt
 from idlora.data.world.voice import VOCABULARY
 from idlora.errors import SettingsError
 from idlora.evaluation.judges import SpeakerJudge, WordJudge, mono, wer
+from idlora.evaluation.judges.words import spoken_words
 from idlora.pipeline import Result
 
 TrainingJudge = Callable[[Result, Pair], float]
@@ -36,7 +36,7 @@ def word_error() -> TrainingJudge:
     judge = WordJudge()
 
     def judged(result: Result, pair: Pair) -> float:
-        said = re.findall(r"[a-z']+", parse_prompt(pair.caption).speech.lower())
+        said = spoken_words(parse_prompt(pair.caption).speech)
         unknown = sorted(set(said) - set(VOCABULARY))
         if unknown or not said:
             raise SettingsError(

@@ -121,8 +121,11 @@ class JointModel:
         self._compiled = False
 
     def compile_blocks(self, **settings: Any) -> None:
-        """Compile the block function once for all blocks; `settings` go to `torch.compile`."""
-        self._block, self._compiled = torch.compile(block_forward, **settings), True
+        """Compile the block function once for all blocks, when they first run; `settings` go to `torch.compile`.
+
+        Running them raises SettingsError where there is no compiler.
+        """
+        self._block, self._compiled = _compiled_block(settings), True
 
     def call_blocks(self) -> None:
         """Run each block as the module that it is, so that what is hooked to its call (FSDP) takes place."""
@@ -308,6 +311,25 @@ class JointModel:
         prompt = getattr(self.transformer, prefix + "prompt_adaln", None)
         scale = float(self.transformer.config.timestep_scale_multiplier)
         return None if prompt is None else _embed(prompt, level[:, None] * scale, self._dtype)[0]
+
+
+def _compiled_block(settings: dict[str, Any]) -> Callable[..., Pair]:
+    """The compiled block function, which tells in words that it cannot be compiled."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled: Callable[..., Pair] = torch.compile(block_forward, **settings)
+
+    def run(*inputs: Any) -> Pair:
+        try:
+            return compiled(*inputs)
+        except TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise SettingsError(
+                f"the blocks cannot be compiled here ({reason}): that takes a C++ compiler, on a GPU Triton as well; "
+                "install them, or leave compiling out"
+            ) from error
+
+    return run
 
 
 def _called(block: Any, *inputs: Any) -> Pair:

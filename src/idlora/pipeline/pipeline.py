@@ -78,6 +78,7 @@ class IDLoraPipeline:
     Attributes:
         text_cache: where encoded prompts are kept, so that the text encoder is loaded for new ones only; None by
             default. Networks that came from no file never use it.
+        compiled: compile the transformer's blocks: a minute or more when a kind of pass first runs, then faster steps.
 
     Raises:
         WeightsError: the adapter is one of another network.
@@ -99,6 +100,7 @@ class IDLoraPipeline:
         self.tokens = PromptTokens(components.tokenizer, self.card.max_text_tokens)
         self.residence = Residence(components, placement, self.device)
         self.text_cache: TextCache | None = None
+        self.compiled = False
         self.adapters = adapters_of(components)
         if adapter is not None:
             self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
@@ -371,12 +373,15 @@ class IDLoraPipeline:
         return dict(self._origins())
 
     def _model(self, settings: Settings) -> JointModel:
-        return JointModel(
+        model = JointModel(
             self.components.transformer,
             JointOptions(settings.mask_reference_to_video, settings.reference_text),
             without_adapter=self.adapters.without_identity,
             around_block=self.residence.around_block,
         )
+        if self.compiled:
+            model.compile_blocks()
+        return model
 
     def _provenance(self, inputs: Inputs) -> dict[str, Any]:
         model = {

@@ -167,11 +167,12 @@ class Residence:
         if missing := self._components.missing(STAGES[name]):
             with meter.verb("load"):
                 self._components.load(missing)
-        with meter.verb(name), told_when_full(name, self.placement), self._at_work(name):
+        with meter.verb(name), told_when_full(name, self.placement), self.at_work(name):
             yield
 
     @contextmanager
-    def _at_work(self, stage: str) -> Iterator[None]:
+    def at_work(self, stage: str) -> Iterator[None]:
+        """The networks of a stage on the device inside this context; they must be loaded."""
         with ExitStack() as stack:
             for name in STAGES[stage]:
                 network = self._components.get(name)

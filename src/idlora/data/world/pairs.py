@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -18,6 +16,7 @@ import numpy as np
 
 from idlora.data.manifest import Pair
 from idlora.data.media import write_mp4, write_wav
+from idlora.data.processes import one_thread_each
 from idlora.data.world.captions import caption
 from idlora.data.world.clip import FRAME_RATE, ClipSpec, draw_reference, render_picture, render_sound
 from idlora.data.world.speakers import NUM_SPEAKERS, clip, speaker
@@ -97,23 +96,9 @@ def render_pairs(pairs: list[WorldPair], folder: Path, workers: int = 1) -> Iter
     # Ctrl-C reaches the workers too: they end what they are at, and their folder is whole.
     deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     processes = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=deaf)
-    with _one_thread_each(), processes as pool:
+    with one_thread_each(), processes as pool:
         try:
             for number, _ in enumerate(pool.map(render, pairs, chunksize=4), 1):
                 yield number
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes that begin in this context use one thread each: there are as many of them as of processors."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before

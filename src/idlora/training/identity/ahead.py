@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -34,6 +34,11 @@ class Ahead(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+    def settle(self) -> None:
+        """Wait until nothing is being made; a fault comes when its item is taken."""
+        if self._next is not None:
+            wait([self._next[1]])
 
     def take(self, number: int) -> T:
         """The item of a number; the next one is begun."""

@@ -128,7 +128,7 @@ class Trainer:
                 if last or self.step % self.config.watching.log_every == 0:
                     self._log(journal, tally, norm, time.monotonic() - started)
                     tally, started = Tally(), time.monotonic()
-                self._watch(journal)
+                self._watch(journal, ahead)
                 asked = self._asked(stop)
                 if last or asked or self.step % self.config.saving.every == 0:
                     self.checkpoints.save(self._state())
@@ -211,10 +211,11 @@ class Trainer:
         journal.line(self.step, values)
         self.progress(self.step, values)
 
-    def _watch(self, journal: Journal) -> None:
+    def _watch(self, journal: Journal, ahead: Ahead[TrainingBatch]) -> None:
         due = [watcher for watcher in self.job.watchers if watcher.due(self.step)]
         if not due:
             return
+        ahead.settle()  # the networks that make batches make clips too
         measures: dict[str, float] = {}
         self.module.eval()
         with self.average.applied():

@@ -58,7 +58,7 @@ class Resources:
 
     @property
     def device_bytes(self) -> int:
-        """The most bytes on a device; the connectors come on top."""
+        """The most bytes on a device; the connectors come on top, or in portions where the base is stored small."""
         return self.base + self.adapter + self.working
 
 
@@ -97,6 +97,7 @@ def _told(config: TrainingConfig, taken: Resources) -> Iterator[str]:
     yield (
         f"memory of a device: {taken.device_bytes / 1e9:.2f} GB = base {taken.base / 1e9:.2f}, adapter with gradient "
         f"and optimiser {taken.adapter / 1e9:.2f}, a step {taken.working / 1e9:.2f}; the connectors come on top"
+        + ("" if config.engine.storage == "full" else ", block by block")
     )
     kept = config.saving.keep_last + 1  # one more while it is written
     yield f"disk: {taken.state / 1e6:.1f} MB a checkpoint, {kept * taken.state / 1e6:.0f} MB at most"

@@ -23,7 +23,8 @@ from idlora.networks.adapter import (
     write_adapter,
 )
 from idlora.networks.generations import generation_of
-from idlora.networks.text import PromptEncoder
+from idlora.networks.joint import TextContext
+from idlora.networks.text import PromptEncoder, TextFeatures
 from idlora.pipeline import IDLoraPipeline, Parts, Placement
 from idlora.pipeline.card import defaults_for, read_card
 from idlora.pipeline.sources import digests_of, load_model, model_path
@@ -78,9 +79,10 @@ def load_bench(config: TrainingConfig, device: torch.device) -> Bench:
         placement = Placement("whole" if device.type == "cpu" else "offload", config.engine.storage)
         origins = digests_of(path, None, parts)
         pipe = IDLoraPipeline(components, card, device=device, placement=placement, origins=origins)
-        for name in ("transformer", "connectors"):
-            pipe.residence.keep(name)
-            components.load([name])
+        pipe.residence.keep("transformer")
+        if config.engine.storage == "full":  # else memory is short: they come for every batch, block by block
+            pipe.residence.keep("connectors")
+        components.load(["transformer", "connectors"])
     return make_bench(config, pipe)
 
 
@@ -154,9 +156,14 @@ def make_batcher(config: TrainingConfig, bench: Bench, sampler: Sampler, device:
     longest = Longest(max(row.num_audio for row in rows), max(row.num_reference for row in rows))
     if config.objective.equal_lengths:
         longest = longest._replace(audio=0)
+
+    def attend(features: TextFeatures, mask: Tensor) -> TextContext:
+        with pipe.residence.at_work("connect"):
+            return encoder.attended(features, mask)
+
     return Batcher(
         options=config.objective,
-        attend=encoder.attended,
+        attend=attend,
         max_text_tokens=pipe.card.max_text_tokens,
         seed=config.seed,
         device=device,

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips judged here, by several processes, or by a Ray cluster; each worker loads its judges once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+from idlora.data.processes import one_thread_each
+from idlora.errors import SettingsError
+from idlora.evaluation.judges.base import Judge
+from idlora.evaluation.laboratory.bench import Outcome, judge_entry
+from idlora.evaluation.laboratory.manifest import Entry
+
+logger = logging.getLogger(__name__)
+
+Task = tuple[Entry, tuple[str, ...]]  # a clip, and the names of the judges that have not scored it
+Judges = Mapping[str, Judge]
+Told = Iterator[tuple[int, Outcome]]  # the place of a task and what was said
+
+_OWN: dict[str, Judge] = {}  # of a worker process
+
+
+def judged(tasks: Sequence[Task], judges: Judges, workers: int = 1, *, ray: bool = False) -> Told:
+    """Yield the place of each task with its outcome, in whatever order they end.
+
+    Args:
+        tasks: clips with the judges to be asked.
+        judges: by name; with several workers copies of them judge.
+        workers: processes, or tasks at once on the cluster; 1 = this process.
+        ray: on the Ray cluster that `ray.init()` finds, or starts on this machine. Every node must see the files.
+
+    Raises:
+        SettingsError: Ray is not installed.
+    """
+    if ray:
+        yield from _by_ray(tasks, judges, workers)
+    elif workers <= 1 or len(tasks) <= 1:
+        for place, task in enumerate(tasks):
+            yield place, _judged(task, judges)
+    else:
+        yield from _by_processes(tasks, judges, workers)
+
+
+def _judged(task: Task, judges: Judges) -> Outcome:
+    entry, names = task
+    return judge_entry(entry, {name: judges[name] for name in names})
+
+
+def _by_processes(tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
+    """All at once; if a process dies, what is left goes one by one, so that the clip that kills is known and told."""
+    left = dict(enumerate(tasks))
+    try:
+        for place, outcome in _pooled(left, judges, workers):
+            del left[place]
+            yield place, outcome
+    except BrokenProcessPool:
+        logger.warning("a process died; the %d clips that are left are judged one by one", len(left))
+    while left:
+        try:
+            for place, outcome in _pooled(dict(left), judges, 1):
+                del left[place]
+                yield place, outcome
+        except BrokenProcessPool:
+            place = next(iter(left))  # one process takes them in their order
+            _, names = left.pop(place)
+            yield place, {name: {"unjudged": "the process that judged it died"} for name in names}
+
+
+def _pooled(tasks: Mapping[int, Task], judges: Judges, workers: int) -> Told:
+    """As they end; of one process in their order, up to the one at which it died (BrokenProcessPool)."""
+    arm = partial(_arm, dict(judges))
+    processes = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=arm)
+    with one_thread_each(), processes as pool:
+        try:
+            places = {pool.submit(_judged_by_own, task): place for place, task in tasks.items()}
+            for done in as_completed(places) if workers > 1 else places:
+                yield places[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _arm(judges: dict[str, Judge]) -> None:
+    # Ctrl-C reaches the workers too: they end the clip that they are at.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _OWN.update(judges)
+
+
+def _judged_by_own(task: Task) -> Outcome:
+    return _judged(task, _OWN)
+
+
+def _by_ray(tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
+    try:
+        import ray
+    except ImportError as error:
+        raise SettingsError(
+            "judging on a Ray cluster needs ray: pip install 'idlora[ray]', or leave --ray out"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
+    try:
+        yield from _on_cluster(ray, tasks, judges, workers)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _on_cluster(ray: Any, tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
+    """A bench on every worker; each is given the next clip as soon as it is free."""
+    benches = [ray.remote(_Bench).remote(dict(judges)) for _ in range(max(1, min(workers, len(tasks))))]
+    waiting = iter(enumerate(tasks))
+    running: dict[Any, tuple[int, Any]] = {}
+
+    def give(bench: Any) -> None:
+        for place, task in waiting:
+            running[bench.judge.remote(task)] = (place, bench)
+            return
+
+    for bench in benches:
+        give(bench)
+    while running:
+        done, _ = ray.wait(list(running), num_returns=1)
+        place, bench = running.pop(done[0])
+        yield place, ray.get(done[0])
+        give(bench)
+
+
+class _Bench:
+    """An actor with judges of its own."""
+
+    def __init__(self, judges: dict[str, Judge]) -> None:
+        self.judges = judges
+
+    def judge(self, task: Task) -> Outcome:
+        return _judged(task, self.judges)
