@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_training
 from idlora.errors import SettingsError
-from idlora.networks.footprint import Footprint, weight_bytes
+from idlora.networks.footprint import ATTENTION_FLOPS, Footprint, weight_bytes
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.training.identity.config import (
     AdapterShape,
@@ -46,6 +47,9 @@ def test_bytes_of_a_step_are_as_foretold(checkpointing: Any, generation: str, tm
     with Footprint([module]) as footprint:
         torch.autograd.backward(module(batch).total)
     assert foreseen.working == pytest.approx(footprint.peak - gradients, rel=0.05)
+    with FlopCounterMode(display=False, custom_mapping=dict(ATTENTION_FLOPS)) as flops:
+        torch.autograd.backward(module(batch).total)
+    assert foreseen.flops == pytest.approx(flops.get_total_flops() * config.engine.accumulate, rel=0.02)
     assert foreseen.parameters == sum(each.numel() for each in made.parameters.values())
     assert foreseen.base == weight_bytes(transformer) - gradients
     made.optimizer.step()

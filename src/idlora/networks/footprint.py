@@ -13,9 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 _QUESTIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # keeps one float32 for each query, as all do
+# What the counter of PyTorch does not know: operations of that attention, forward and backward.
+ATTENTION_FLOPS: Mapping[Any, Any] = {
+    _FUSED: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
+    ),
+}
 
 
 def tensors_of(module: Any) -> Iterator[Tensor]:
@@ -48,7 +56,7 @@ class Footprint(TorchDispatchMode):
         super().__init__()
         self.alive = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for module in modules for tensor in tensors_of(module)}
-        self._attention = _fused_attention()
+        self._attention = fused_attention()
 
     def __enter__(self) -> Self:
         self._attention.__enter__()
@@ -86,7 +94,7 @@ class Footprint(TorchDispatchMode):
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def fused_attention() -> Iterator[None]:
     """On the meta device attention takes what the fused kernels take: the scores are never there as a whole.
 
     The function itself is replaced, since a mode rests in a backward pass, where blocks are computed again.

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.networks.adapter import new_adapter, read_adapter
-from idlora.networks.footprint import Footprint
+from idlora.networks.footprint import ATTENTION_FLOPS, Footprint, fused_attention
 from idlora.networks.generations import GENERATIONS, generation_of
 from idlora.networks.joint import TextContext
 from idlora.networks.published import Blueprint, all_sizes
@@ -157,7 +157,8 @@ def _simulated(config: TrainingConfig, blueprint: Blueprint, row: Row, text_toke
     batch = _batch(config.engine.batch, row, transformer.config, text_tokens)
     with Footprint([module]) as footprint:
         torch.autograd.backward(module(batch).total)
-    with FlopCounterMode(display=False) as flops:  # by itself: it keeps what would be freed
+    counter = FlopCounterMode(display=False, custom_mapping=dict(ATTENTION_FLOPS))
+    with fused_attention(), counter as flops:  # by itself: it keeps what would be freed
         torch.autograd.backward(module(batch).total)
     gradients = sum(each.nbytes for each in adapter.parameters())
     parameters = sum(each.numel() for each in adapter.parameters())
