@@ -117,10 +117,10 @@ def engine(batch: int, accumulate: int, **changes: Any) -> Engine:
 
 def test_recomputed_blocks_change_nothing(data: Path, tmp_path: Path) -> None:
     found = []
-    for name in ("all", "none"):
+    for name in ("all", "attention", "none"):
         config = tiny_training.config(tmp_path / name, data, engine=engine(2, 1, checkpointing=name))
         found.append(gradients(tiny_training.trainer(config)))
-    assert apart(*found) < 1e-6
+    assert max(apart(each, found[0]) for each in found[1:]) < 1e-6
 
 
 @pytest.mark.parametrize("storage", ["full", "fp8", "int8", "nf4"])

@@ -172,7 +172,7 @@ FAULTY: Mapping[str, tuple[str, str]] = {
     "engine: {acumulate: 2}": ("engine has no 'acumulate'", "did you mean 'accumulate'?"),
     "preset: celebvhq-2.4": ("no training preset 'celebvhq-2.4'", "did you mean 'celebvhq-2."),
     "steps: many": ("steps is 'many'", "whole number"),
-    "engine: {checkpointing: some}": ("checkpointing is 'some'", "all, none"),
+    "engine: {checkpointing: some}": ("checkpointing is 'some'", "all, attention, none"),
     "data: {train: [": ("is not YAML", "correct it"),
     "just words": ("holds no named values", "model:"),
 }

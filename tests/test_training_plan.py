@@ -9,13 +9,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_training
 from idlora.errors import SettingsError
-from idlora.networks.footprint import Footprint, weight_bytes
+from idlora.networks.footprint import ATTENTION_FLOPS, Footprint, weight_bytes
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.training.identity.config import (
     AdapterShape,
+    Model,
     Optimization,
     TrainingConfig,
     config_to_json,
@@ -27,7 +29,7 @@ from idlora.training.identity.presets import PRESETS, preset_config
 from idlora.training.latents.store import LatentStore, Row
 
 
-@pytest.mark.parametrize("checkpointing", ["all", "none"])
+@pytest.mark.parametrize("checkpointing", ["all", "attention", "none"])
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 def test_bytes_of_a_step_are_as_foretold(checkpointing: Any, generation: str, tmp_path: Path) -> None:
     data = tiny_training.store(tmp_path / "data", generation, equal=True)
@@ -45,6 +47,9 @@ def test_bytes_of_a_step_are_as_foretold(checkpointing: Any, generation: str, tm
     with Footprint([module]) as footprint:
         torch.autograd.backward(module(batch).total)
     assert foreseen.working == pytest.approx(footprint.peak - gradients, rel=0.05)
+    with FlopCounterMode(display=False, custom_mapping=dict(ATTENTION_FLOPS)) as flops:
+        torch.autograd.backward(module(batch).total)
+    assert foreseen.flops == pytest.approx(flops.get_total_flops() * config.engine.accumulate, rel=0.02)
     assert foreseen.parameters == sum(each.numel() for each in made.parameters.values())
     assert foreseen.base == weight_bytes(transformer) - gradients
     made.optimizer.step()
@@ -70,6 +75,10 @@ def test_a_plan_is_told_in_lines(tmp_path: Path) -> None:
     lines = list(foretell(tiny_training.config(tmp_path / "run", data)))
     assert [line.partition(" ")[0].rstrip(":") for line in lines] == [
         "LTX-2.3", "4", "a", "adapter", "memory", "disk", "time",
+    ]  # fmt: skip
+    published = replace(preset_config("ours-2.3"), model=Model("LTX-2.3"))
+    assert [line.partition(" ")[0].rstrip(":") for line in foretell(published)] == [
+        "LTX-2.3", "adapter", "memory", "disk", "time",
     ]  # fmt: skip
     with pytest.raises(SettingsError, match=r"model\.name is empty"):
         list(foretell(preset_config("ours-2.5")))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from idlora.networks.attention import KeysValues, Rotary, attend, keys_values, projected
+from idlora.networks.lean import Residual, gated_sum, is_lean, normed
 
 Once = Callable[..., Any]  # (function, *its arguments): may give what it gave for the same arguments before
 ReferenceText = Literal["open", "average", "block"]
@@ -32,6 +33,13 @@ class Modulation(NamedTuple):
     out: Tensor  # (B, U, D) output layer
     prompt: Tensor | None  # (B, 1, 2 D) text keys and values
     denoise: Tensor | None  # (B, T, 1) bool
+
+
+class Rows(NamedTuple):
+    """Modulation rows of a block, by their number."""
+
+    each: list[Tensor]  # (B, U, D), or (B, T or 1, D) if they are spread over the tokens
+    denoise: Tensor | None  # as in `Modulation`; None if they are spread
 
 
 class StreamInputs(NamedTuple):
@@ -68,15 +76,53 @@ def pick_rows(rows: Tensor, denoise: Tensor | None) -> Tensor:
     return torch.where(denoise, rows[:, 1:2], rows[:, 0:1])
 
 
-def ada_params(table: Tensor, rows: Tensor, denoise: Tensor | None) -> list[Tensor]:
-    """Add the block's table (N, D) to rows (B, U, N * D); N tensors (B, T or 1, D) come back."""
-    values = table[None, None] + rows.unflatten(-1, table.shape)
-    return [pick_rows(value, denoise) for value in values.unbind(2)]
+def ada_params(table: Tensor, rows: Tensor, denoise: Tensor | None) -> Rows:
+    """Add the block's table (N, D) to rows (B, U, N * D); N rows come back.
+
+    They are spread over the tokens here, once for all who use them; in training where they are used, since the backward
+    pass would keep them.
+    """
+    each = (table[None, None] + rows.unflatten(-1, table.shape)).unbind(2)
+    if torch.is_grad_enabled():
+        return Rows(list(each), denoise)
+    return Rows([pick_rows(row, denoise) for row in each], None)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift: x (1 + scale) + shift."""
-    return torch.addcmul(shift, x, 1 + scale)
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, denoise: Tensor | None = None) -> Tensor:
+    """Scale and shift by rows (B, U, D): x (1 + scale) + shift."""
+    return torch.addcmul(pick_rows(shift, denoise), x, pick_rows(1 + scale, denoise))
+
+
+class _Normed(NamedTuple):
+    """A norm of hidden states, computed already unless a gradient is wanted."""
+
+    norm: Any
+    x: Tensor
+    made: Tensor | None
+
+
+def _normed(norm: Any, x: Tensor) -> _Normed:
+    return _Normed(norm, x, None if is_lean(x, norm) else norm(x))
+
+
+def _modulated(source: _Normed, rows: Rows, shift: int, scale: int) -> Tensor:
+    """Scaled and shifted by the rows of these numbers."""
+    pair, denoise = (rows.each[shift], rows.each[scale]), rows.denoise
+    if source.made is not None:
+        return modulate(source.made, *pair, denoise)
+
+    def then(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return modulate(x, shift, scale, denoise)
+
+    def back(gradient: Tensor, _shift: Tensor, scale: Tensor) -> Tensor:
+        return gradient * pick_rows(1 + scale, denoise)
+
+    return normed(source.norm, source.x, pair, then, back)
+
+
+def _gated(x: Tensor, added: Tensor, rows: Rows, gate: int) -> Tensor:
+    """The residual: x + added * gate, the row of that number."""
+    return gated_sum(x, added, rows.each[gate], lambda row: pick_rows(row, rows.denoise))
 
 
 def value_passthrough(attention: Any, x: Tensor) -> Tensor:
@@ -112,25 +158,23 @@ def _half(block: Any, prefix: str) -> _Half:
     )
 
 
-def _self_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, value: bool) -> Tensor:
-    shift, scale, gate = params[:3]
-    normed = modulate(half.norm1(x), shift, scale)
+def _self_attention(half: _Half, x: Tensor, rows: Rows, stream: StreamInputs, value: bool, long: bool) -> Tensor:
+    normed = _modulated(_normed(half.norm1, x), rows, 0, 1)
     if value:
-        return torch.addcmul(x, value_passthrough(half.attn1, normed), gate)
-    attended: Tensor = half.attn1(normed, query_rotary_emb=stream.rotary, attention_mask=stream.key_bias)
-    return torch.addcmul(x, attended, gate)
+        return _gated(x, value_passthrough(half.attn1, normed), rows, 2)
+    memory = keys_values(half.attn1, normed, stream.rotary)
+    return _gated(x, attend(half.attn1, normed, memory, stream.key_bias, stream.rotary, long), rows, 2)
 
 
-def _text_attention(half: _Half, x: Tensor, params: list[Tensor], stream: StreamInputs, textless: int) -> Tensor:
+def _text_attention(half: _Half, x: Tensor, rows: Rows, stream: StreamInputs, textless: int) -> Tensor:
     """Attention to the text; generations from 2.3 on modulate queries (by token) and keys (by sigma)."""
-    queries = half.norm2(x)
-    if half.prompt_table is not None:
-        queries = modulate(queries, params[6], params[7])
+    modulated = half.prompt_table is not None
+    queries = _modulated(_normed(half.norm2, x), rows, 6, 7) if modulated else half.norm2(x)
     memory = stream.text or _text_memory(half, stream.context, stream.modulation.prompt)
     attended = attend(half.attn2, queries, memory, stream.text_bias)
     if textless:
         attended = torch.cat([torch.zeros_like(attended[:, :textless]), attended[:, textless:]], dim=1)
-    return x + attended if half.prompt_table is None else torch.addcmul(x, attended, params[8])
+    return _gated(x, attended, rows, 8) if modulated else x + attended
 
 
 def _text_memory(half: _Half, context: Tensor, prompt: Tensor | None) -> KeysValues:
@@ -148,54 +192,54 @@ def text_memory(block: Any, prefix: str, context: Tensor, prompt: Tensor | None)
 def _prompt_params(table: Tensor, rows: Tensor | None) -> list[Tensor]:
     if rows is None:  # a generation whose prompt modulation does not depend on the noise
         return list(table[None, None].unbind(2))
-    return ada_params(table, rows, None)
+    return ada_params(table, rows, None).each
 
 
 def _to_video(
-    block: Any, normed: tuple[Tensor, Tensor], params: tuple[list[Tensor], list[Tensor]], streams: Streams, hidden: int
+    block: Any, sources: tuple[_Normed, _Normed], rows: tuple[Rows, Rows], streams: Streams, hidden: int
 ) -> Tensor:
     """What the video hears."""
     video, audio = streams
-    (v, a), (v_params, a_params) = normed, params
-    keys = modulate(a, a_params[1], a_params[0])[:, hidden:]
     attention = block.audio_to_video_attn
+    keys = _modulated(sources[1], rows[1], 1, 0)[:, hidden:]
     memory = keys_values(attention, keys, rows_from(audio.cross_rotary, hidden))
     bias = None if audio.key_bias is None else audio.key_bias[..., hidden:]
-    return attend(attention, modulate(v, v_params[1], v_params[0]), memory, bias, video.cross_rotary)
+    return attend(attention, _modulated(sources[0], rows[0], 1, 0), memory, bias, video.cross_rotary)
 
 
-def _to_audio(block: Any, a: Tensor, params: list[Tensor], memory: KeysValues, streams: Streams) -> Tensor:
+def _to_audio(block: Any, source: _Normed, rows: Rows, memory: KeysValues, streams: Streams) -> Tensor:
     """What the audio sees."""
     video, audio = streams
-    queries = modulate(a, params[3], params[2])
-    return attend(block.video_to_audio_attn, queries, memory, video.key_bias, audio.cross_rotary)
+    queries = _modulated(source, rows, 3, 2)
+    return attend(block.video_to_audio_attn, queries, memory, video.key_bias, audio.cross_rotary, long=True)
 
 
-def _seen(block: Any, v: Tensor, params: list[Tensor], rotary: Rotary) -> KeysValues:
+def _seen(block: Any, source: _Normed, rows: Rows, rotary: Rotary) -> KeysValues:
     """Keys and values of the video for the audio."""
-    return keys_values(block.video_to_audio_attn, modulate(v, params[3], params[2]), rotary)
+    return keys_values(block.video_to_audio_attn, _modulated(source, rows, 3, 2), rotary)
 
 
 def _cross_attention(
     block: Any, halves: tuple[_Half, _Half], xs: Pair, streams: Streams, options: BlockOptions, once: Once
 ) -> Pair:
     """Audio to video and video to audio, both from the states before either."""
-    v_params, a_params = (
+    v_rows, a_rows = (
         once(_cross_params, half.cross_table, m.cross, m.gate, m.denoise)
         for half, m in ((half, stream.modulation) for half, stream in zip(halves, streams, strict=True))
     )
-    v, a = once(block.audio_to_video_norm, xs[0]), block.video_to_audio_norm(xs[1])
-    seen = once(_seen, block, v, v_params, streams[0].cross_rotary)
-    audio = torch.addcmul(xs[1], _to_audio(block, a, a_params, seen, streams), a_params[4])
+    v, a = once(_normed, block.audio_to_video_norm, xs[0]), _normed(block.video_to_audio_norm, xs[1])
+    seen = once(_seen, block, v, v_rows, streams[0].cross_rotary)
+    audio = _gated(xs[1], _to_audio(block, a, a_rows, seen, streams), a_rows, 4)
     if options.audio_only:
         return xs[0], audio
-    heard = _to_video(block, (v, a), (v_params, a_params), streams, options.hidden_keys)
-    return torch.addcmul(xs[0], heard, v_params[4]), audio
+    heard = _to_video(block, (v, a), (v_rows, a_rows), streams, options.hidden_keys)
+    return _gated(xs[0], heard, v_rows, 4), audio
 
 
-def _cross_params(table: Tensor, cross: Tensor, gate: Tensor, denoise: Tensor | None) -> list[Tensor]:
+def _cross_params(table: Tensor, cross: Tensor, gate: Tensor, denoise: Tensor | None) -> Rows:
     """Scale and shift for audio to video, scale and shift for video to audio, gate."""
-    return ada_params(table[:4], cross, denoise) + ada_params(table[4:], gate, denoise)
+    scales, gates = ada_params(table[:4], cross, denoise), ada_params(table[4:], gate, denoise)
+    return Rows(scales.each + gates.each, scales.denoise)
 
 
 def rows_from(rotary: Rotary, start: int) -> Rotary:
@@ -203,10 +247,22 @@ def rows_from(rotary: Rotary, start: int) -> Rotary:
     return rotary[0][..., start:, :], rotary[1][..., start:, :]
 
 
-def _feed_forward(half: _Half, x: Tensor, params: list[Tensor]) -> Tensor:
-    shift, scale, gate = params[3:6]
-    fed: Tensor = half.ff(modulate(half.norm3(x), shift, scale))
-    return torch.addcmul(x, fed, gate)
+def _feed_forward(half: _Half, x: Tensor, rows: Rows) -> Tensor:
+    *rest, last = half.ff.net
+    params = rows.each[3:6]
+
+    def hidden(x: Tensor, denoise: Tensor | None, shift: Tensor, scale: Tensor, _gate: Tensor) -> Tensor:
+        x = _modulated(_normed(half.norm3, x), Rows([shift, scale], denoise), 0, 1)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+    def gate(denoise: Tensor | None, _shift: Tensor, _scale: Tensor, gate: Tensor) -> Tensor:
+        return pick_rows(gate, denoise)
+
+    by_token = rows.denoise is None and params[0].shape[1] > 1
+    step = Residual(hidden, last, gate, (True, by_token, by_token, by_token))
+    return (step.lean if is_lean(x, half.norm3, half.ff, *params) else step)(x, rows.denoise, *params)
 
 
 def _plainly(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -224,7 +280,7 @@ def block_forward(block: Any, xs: Pair, streams: Streams, options: BlockOptions,
         once: shares what several calls on the same block have in common.
     """
     halves = once(_half, block, ""), once(_half, block, "audio_")
-    params = [
+    rows = [
         once(ada_params, half.table, stream.modulation.ada, stream.modulation.denoise)
         for half, stream in zip(halves, streams, strict=True)
     ]
@@ -233,10 +289,11 @@ def block_forward(block: Any, xs: Pair, streams: Streams, options: BlockOptions,
     for i, (half, stream) in enumerate(zip(halves, streams, strict=True)):
         x = xs[i]
         if not options.skip[i]:
-            x = once(_self_attention, half, x, params[i], stream, options.value[i])
-        after_text.append(once(_text_attention, half, x, params[i], stream, textless[i]))
+            x = once(_self_attention, half, x, rows[i], stream, options.value[i], i == 0)
+        after_text.append(once(_text_attention, half, x, rows[i], stream, textless[i]))
     video, audio = after_text
     if not options.isolated:
         video, audio = _cross_attention(block, halves, (video, audio), streams, options, once)
-    audio = _feed_forward(halves[1], audio, params[1])
-    return (xs[0] if options.audio_only else _feed_forward(halves[0], video, params[0])), audio
+    # The video's last: what is last need not be computed again (`Residual.lean`).
+    audio = _feed_forward(halves[1], audio, rows[1])
+    return (xs[0] if options.audio_only else _feed_forward(halves[0], video, rows[0])), audio

@@ -13,9 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 _QUESTIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
-_LSE_BYTES = 4  # the fused attention keeps one float32 for each query
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # keeps one float32 for each query, as all do
+# What the counter of PyTorch does not know: operations of that attention, forward and backward.
+ATTENTION_FLOPS: Mapping[Any, Any] = {
+    _FUSED: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
+    ),
+}
 
 
 def tensors_of(module: Any) -> Iterator[Tensor]:
@@ -48,7 +56,7 @@ class Footprint(TorchDispatchMode):
         super().__init__()
         self.alive = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for module in modules for tensor in tensors_of(module)}
-        self._attention = _fused_attention()
+        self._attention = fused_attention()
 
     def __enter__(self) -> Self:
         self._attention.__enter__()
@@ -86,37 +94,21 @@ class Footprint(TorchDispatchMode):
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def fused_attention() -> Iterator[None]:
     """On the meta device attention takes what the fused kernels take: the scores are never there as a whole.
 
     The function itself is replaced, since a mode rests in a backward pass, where blocks are computed again.
     """
     real = F.scaled_dot_product_attention
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        attended: Tensor = (
-            _Attended.apply(query, key, value) if query.is_meta else real(query, key, value, *args, **kwargs)
-        )
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if not query.is_meta:
+            return real(query, key, value, attn_mask, **options)
+        attended: Tensor = _FUSED(query, key, value, attn_mask=attn_mask)[0]
         return attended
 
-    F.scaled_dot_product_attention = attend
+    F.scaled_dot_product_attention = attend  # type: ignore[assignment]
     try:
         yield
     finally:
         F.scaled_dot_product_attention = real
-
-
-class _Attended(torch.autograd.Function):
-    """Allocates what fused attention does, in both directions."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        kept = torch.empty(*query.shape[:-1], _LSE_BYTES, dtype=torch.uint8, device="meta")
-        out = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device="meta")
-        ctx.save_for_backward(query, key, value, out, kept)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *_gradients: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

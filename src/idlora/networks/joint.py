@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from idlora.core.guidance import Pass
 from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
-from idlora.networks.attention import Rotary
+from idlora.networks.attention import Rotary, keeping_long
 from idlora.networks.blocks import (
     BlockOptions,
     Modulation,
@@ -31,7 +31,6 @@ from idlora.networks.blocks import (
     Streams,
     block_forward,
     modulate,
-    pick_rows,
     rows_from,
 )
 from idlora.networks.generations import Generation, generation_of
@@ -100,6 +99,7 @@ class JointModel:
     Attributes:
         recomputed: so many blocks, the first ones, keep only what they are given and compute the rest again in the
             backward pass; the transformer's own gradient checkpointing does so to all.
+        keeps_attention: they keep as well what attention to the video's tokens gave, which takes the longest.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class JointModel:
         self.without_adapter = without_adapter
         self.around_block = around_block
         self.recomputed = 0
+        self.keeps_attention = False
         self._block: Callable[..., Pair] = block_forward
         self._compiled = False
 
@@ -135,7 +136,8 @@ class JointModel:
     def with_options(self, options: JointOptions) -> JointModel:
         """The same network under other options."""
         other = JointModel(self.transformer, options, self.generation, self.without_adapter, self.around_block)
-        other._block, other._compiled, other.recomputed = self._block, self._compiled, self.recomputed
+        other._block, other._compiled = self._block, self._compiled
+        other.recomputed, other.keeps_attention = self.recomputed, self.keeps_attention
         return other
 
     def velocity(self, state: AVState, sigma: Tensor | float, context: TextContext, run: Pass = PLAIN) -> Prediction:
@@ -158,9 +160,10 @@ class JointModel:
         self.check_blocks(run)
         xs = self.enter(state.video, ""), self.enter(state.audio, "audio_")
         streams = self._streams(state, per_sample(sigma, state.video.tokens), context)
+        kept: dict[str, Any] = {"context_fn": keeping_long} if self.keeps_attention else {}
         for index, block in enumerate(net.transformer_blocks):
             again = torch.is_grad_enabled() and (net.gradient_checkpointing or index < self.recomputed)
-            work = partial(checkpoint, self._block, use_reentrant=False) if again else self._block
+            work = partial(checkpoint, self._block, use_reentrant=False, **kept) if again else self._block
             with self.around_block(block):
                 xs = work(block, xs, streams, self.block_options(state.audio, run, index))
         return self.leave(state, xs, streams)
@@ -370,6 +373,6 @@ def _key_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _output(x: Tensor, modulation: Modulation, layers: tuple[Any, ...]) -> Tensor:
     """Final norm, modulation by the embedded timestep, projection to channels."""
     table, norm, project = layers
-    shift, scale = (pick_rows(row + modulation.out, modulation.denoise) for row in table)
-    projected: Tensor = project(modulate(norm(x), shift, scale))
+    shift, scale = (row + modulation.out for row in table)
+    projected: Tensor = project(modulate(norm(x), shift, scale, modulation.denoise))
     return projected

@@ -21,7 +21,7 @@ SigmaLaw = Literal["logit-normal", "stretched"]
 RateLaw = Literal["linear", "cosine", "constant"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Precision = Literal["bf16", "mixed", "fp32"]
-Checkpointing = Literal["all", "none"]
+Checkpointing = Literal["all", "attention", "none"]
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,11 @@ class Engine:
         precision: `bf16` keeps the base and multiplies in bfloat16; `mixed` keeps it in float32; `fp32` multiplies in
             float32 too. The adapter is always kept in float32.
         storage: of the base's linear layers, as of `idlora generate`: full, fp8, int8 or nf4.
-        checkpointing: whether the blocks' inner results are computed again in the backward pass, where they are needed:
-            `all` (but the last block's, which are needed at once) or `none`, which is faster and takes far more memory.
+        checkpointing: what of the blocks' inner results is computed again in the backward pass, where it is needed:
+            `all`; `attention` is all but what attention to the video's tokens gave, which takes the longest; `none` is
+            the fastest and takes far more memory.
+        kept_blocks: the last so many blocks are not computed again. The last block's results are needed at once; each
+            other one takes memory for time.
         compile: compile the blocks; all shapes are then the longest ones.
         device: `auto`, or as PyTorch calls it.
     """
@@ -182,6 +185,7 @@ class Engine:
     precision: Precision = "bf16"
     storage: Storage = "full"
     checkpointing: Checkpointing = "all"
+    kept_blocks: int = 1
     compile: bool = False
     device: str = "auto"
 
@@ -265,6 +269,8 @@ def _problems(config: TrainingConfig) -> Iterator[str]:
     for name, value in counts.items():
         if value < 1:
             yield f"{name} {value}: it must be at least 1"
+    if engine.kept_blocks < 0:
+        yield f"kept_blocks {engine.kept_blocks}: it must be at least 0"
     shares = {name: getattr(objective, name) for name in ("first_frame", "reference_dropout", "text_dropout")}
     for name, share in {**shares, "dropout": shape.dropout, "final": config.optimization.final}.items():
         if not 0 <= share <= 1:

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.networks.adapter import new_adapter, read_adapter
-from idlora.networks.footprint import Footprint
-from idlora.networks.generations import generation_of
+from idlora.networks.footprint import ATTENTION_FLOPS, Footprint, fused_attention
+from idlora.networks.generations import GENERATIONS, generation_of
 from idlora.networks.joint import TextContext
-from idlora.networks.published import Blueprint
+from idlora.networks.published import Blueprint, all_sizes
 from idlora.pipeline.plan import META, Weights, weights_of
 from idlora.pipeline.sources import read_model
 from idlora.training.identity.config import TrainingConfig
@@ -30,6 +30,9 @@ from idlora.training.latents.store import Row
 from idlora.training.objective import TrainingBatch
 
 _FEW = (2, 3)
+# What stands for the data where only the published sizes are asked for: 512 x 512, 121 frames, references of 5 s.
+_PUBLISHED_ROW = Row("published", "published", (16, 16, 16), 122, 122, 25.0, 121)
+_PUBLISHED_TEXT = 1024
 _MOMENTS_BYTES = {"adamw": 8, "adamw8bit": 2}  # of a parameter
 
 
@@ -62,10 +65,18 @@ class Resources:
 def foretell(config: TrainingConfig) -> Iterator[str]:
     """Lines on data, steps, tokens, memory, disk and time.
 
+    A model called LTX-2.0, LTX-2.3 or LTX-2.5 has the published sizes; no file is read then, and the lines on data and
+    steps are left out.
+
     Raises:
         WeightsError: the model's configuration cannot be read.
         TrainingError: there are no encoded pairs.
     """
+    if (generation := config.model.name.removeprefix("LTX-")) in GENERATIONS and generation != config.model.name:
+        blueprint = all_sizes(generation)["transformer"]
+        yield f"LTX-{generation} at its published size, clips of 512 x 512 with 121 frames"
+        yield from _told(config, resources(config, blueprint, _PUBLISHED_ROW, _PUBLISHED_TEXT))
+        return
     outline = read_model(named_model(config.model), parts_of(config.model))
     blueprint = outline.blueprints["transformer"]
     generation = generation_of(blueprint.full_config()).name
@@ -146,7 +157,8 @@ def _simulated(config: TrainingConfig, blueprint: Blueprint, row: Row, text_toke
     batch = _batch(config.engine.batch, row, transformer.config, text_tokens)
     with Footprint([module]) as footprint:
         torch.autograd.backward(module(batch).total)
-    with FlopCounterMode(display=False) as flops:  # by itself: it keeps what would be freed
+    counter = FlopCounterMode(display=False, custom_mapping=dict(ATTENTION_FLOPS))
+    with fused_attention(), counter as flops:  # by itself: it keeps what would be freed
         torch.autograd.backward(module(batch).total)
     gradients = sum(each.nbytes for each in adapter.parameters())
     parameters = sum(each.numel() for each in adapter.parameters())

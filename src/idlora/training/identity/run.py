@@ -22,7 +22,7 @@ from idlora.training.identity.watch import Judge, watchers_of
 CONFIG_NAME = "config.yaml"
 # What may change between a run and its continuation.
 _FREE = ("steps", "saving", "watching")
-_FREE_ENGINE = ("checkpointing", "compile", "device", "accumulate")  # samples a step stay (`Trainer`)
+_FREE_ENGINE = ("checkpointing", "kept_blocks", "compile", "device", "accumulate")  # samples a step stay (`Trainer`)
 
 Judges = Callable[[], dict[str, Judge]]
 

@@ -104,8 +104,9 @@ def make_bench(config: TrainingConfig, pipe: IDLoraPipeline) -> Bench:
 
 def set_checkpointing(module: TrainingModule, engine: Engine) -> None:
     """Choose what is computed again in the backward pass."""
-    if engine.checkpointing == "all":
-        module.model.recomputed = len(module.transformer.transformer_blocks) - 1
+    if engine.checkpointing != "none":
+        module.model.recomputed = max(0, len(module.transformer.transformer_blocks) - engine.kept_blocks)
+        module.model.keeps_attention = engine.checkpointing == "attention" and module.attention_is_fused
 
 
 def _adapter(transformer: Any, shape: AdapterShape, seed: int) -> Adapter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -297,10 +297,3 @@ class LatentStore:
 
 def _row(data: Mapping[str, Any]) -> Row:
     return Row(**{**data, "grid": tuple(data["grid"])})
-
-
-def stores_rows(stores: Sequence[LatentStore], split: str) -> Iterator[tuple[LatentStore, Row]]:
-    """The samples of a split in several folders."""
-    for store in stores:
-        for row in store.of_split(split):
-            yield store, row
