@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import tiny
 from idlora.networks import attention, blocks, lean
 from idlora.networks.adapter import new_adapter
+from idlora.networks.attention import proven_kernels
 from idlora.networks.blocks import ReferenceText
 from idlora.networks.generations import GENERATIONS
 from idlora.networks.joint import JointModel, JointOptions
@@ -183,3 +184,12 @@ def test_what_is_last_in_a_checkpoint_is_not_computed_again() -> None:
     out.sum().backward()
     assert len(calls) == 2  # in the backward pass itself, since this layer is none of PyTorch's own
     assert x.grad is not None
+
+
+def test_only_on_a_gpu_a_kernel_is_left_out() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with proven_kernels(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with proven_kernels(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -7,7 +7,7 @@ In training it keeps queries and keys as they are before norm and rotation, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -181,6 +181,23 @@ class _Attention(torch.autograd.Function):
                 each if each is None or turn is None else turn.gradient(x, each)
                 for x, each, turn in zip((query, key, value), gradients, step.turns, strict=True)
             )
+
+
+@contextmanager
+def proven_kernels(device: torch.device) -> Iterator[None]:
+    """Attention does without cuDNN inside this context: with masks it failed on an H200 (docs/gpu), others did not.
+
+    Where there are no masks, PyTorch prefers another kernel in any case. On other devices nothing changes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 _FUSED = (
