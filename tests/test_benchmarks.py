@@ -32,7 +32,7 @@ def test_killed_runs_tell_where_they_were_killed() -> None:
 
 
 def test_a_step_beside_the_plain_loop_is_told_as_ratios() -> None:
-    size = "--layers 2 --rank 2 --runs 1 --json".split()
+    size = "--layers 2 --rank 2 --runs 1 --eager --json".split()
     command = [sys.executable, str(BENCHMARKS / "train_step.py"), *size]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert told["loss_apart"] < 1e-4

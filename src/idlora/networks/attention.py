@@ -193,7 +193,7 @@ def proven_kernels(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     try:
         yield
     finally:
