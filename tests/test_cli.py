@@ -75,6 +75,14 @@ def test_the_options_of_evaluate_are_these() -> None:
     assert options == EVALUATE
 
 
+def test_the_options_of_reproduce_are_these() -> None:
+    from idlora.cli.app import app
+
+    command = typer.main.get_command(app).commands["reproduce"]  # type: ignore[attr-defined]
+    options = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
+    assert options == "--out --quick --model".split()
+
+
 def leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:
     for name, value in tree.items():
         yield from leaves(value, f"{path}{name}.") if isinstance(value, dict) else [path + name]
