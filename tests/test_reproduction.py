@@ -19,7 +19,7 @@ from idlora.data.world.clip import render_picture, render_sound
 from idlora.errors import InputError, SettingsError
 from idlora.evaluation.comparisons import Table, interval
 from idlora.evaluation.judges import Footage, JudgeRecord, Reference
-from idlora.evaluation.reproduction import arms
+from idlora.evaluation.reproduction import arms, run
 from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, HARD, QUICK, STRUCK, Arm, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.findings import (
@@ -122,6 +122,13 @@ def test_planted_differences_are_found_and_absent_ones_are_not(whole: Path) -> N
     assert "UNDECIDED" in equal["remark"]
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take most of the time of such small calls."""
+    monkeypatch.setattr(run, "drawings", lambda *_: [])
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_call_makes_nothing_and_finds_the_same(whole: Path) -> None:
     before, maker = rows_in(whole), FakeMaker()
     reproduce(lab(maker), TINY, whole)
@@ -129,6 +136,7 @@ def test_a_second_call_makes_nothing_and_finds_the_same(whole: Path) -> None:
     assert rows_in(whole) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_call_leaves_whole_files_and_the_next_goes_on(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         reproduce(lab(FakeMaker(stops_at="cascade")), TINY, tmp_path)
@@ -140,6 +148,7 @@ def test_an_interrupted_call_leaves_whole_files_and_the_next_goes_on(whole: Path
     assert [{**row, "command": ""} for row in rows_in(tmp_path)] == [{**row, "command": ""} for row in rows_in(whole)]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_broken_clip_costs_itself_alone_and_is_told(tmp_path: Path) -> None:
     reproduce(lab(FakeMaker(broken=(3,))), TINY, tmp_path)
     assert rows_in(tmp_path)[0]["n"] == 4

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ def _finding(trials: Trials, row: Row, command: str) -> Finding:
     return judged(row.claim, row.measured(trials), row.measure, command, row.remark)
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return versions()
+
+
 def _told(lab: Laboratory, trials: Trials, command: str, began: float) -> dict[str, Any]:
     return {
         "command": command,
@@ -94,7 +100,7 @@ def _told(lab: Laboratory, trials: Trials, command: str, began: float) -> dict[s
             f"All clips, made and judged, took {trials.seconds(arms_of(trials.extent)):.0f} s of processor time; "
             f"the call that wrote this {time.process_time() - began:.0f} s."
         ),
-        "versions": versions(),
+        "versions": _versions(),
         "judges": {name: f"{judge.record.name} {judge.record.version}" for name, judge in trials.panel.items()},
         "weights": dict(lab.owner.weights),
         "plots": [],
