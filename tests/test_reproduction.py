@@ -117,6 +117,9 @@ def test_planted_differences_are_found_and_absent_ones_are_not(whole: Path) -> N
     assert carried["verdict"] == REPRODUCED
     assert carried["ours"] == pytest.approx(0.3, abs=1e-4)
     assert carried["n"] == carried["speakers"] == 5
+    beside = rows["Joint generation is nearer to the speaker than a cascade (above 0)"]
+    assert (beside["verdict"], beside["interval"][0] > 0) == (NOT_REPRODUCED, True)  # no judge of words, no control
+    assert beside["remark"].startswith("CONTROL FAILED")
     equal = rows["The training mask at inference brings the voice nearer (above 0)"]
     assert equal["verdict"] == NOT_REPRODUCED
     assert "UNDECIDED" in equal["remark"]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from idlora.evaluation.reproduction.arms import (
     BARE_PASS,
@@ -60,6 +60,7 @@ class Row:
         measured: from the trials.
         remark: what a reader must know.
         held_out: needs the held-out losses instead of clips.
+        control: a row that must hold before this one counts as reproduced.
     """
 
     claim: Claim
@@ -68,6 +69,7 @@ class Row:
     measured: Callable[[Trials], Measured | None]
     remark: str = ""
     held_out: bool = False
+    control: Row | None = None
 
 
 def against(first: Arm, second: Arm, number: Number, claim: Claim, measure: str, remark: str = "") -> Row:
@@ -116,7 +118,22 @@ def rows_of(extent: Extent) -> Iterator[Row]:
     yield held_out_row()
 
 
+def cascade_control() -> Row:
+    """Whether the cascade's own speech is sound; where it is not, being better than it proves nothing."""
+    return against(
+        CASCADE,
+        HARD,
+        WORDS,
+        Claim(
+            "Control: the cascade speaks as clearly, WER up by at most 0.1 (below 0.1)", "0.362, 0.154", "below", 0.1
+        ),
+        "WER (pocketsphinx), quiet room and hall",
+        "where this fails, no row beside the cascade counts as reproduced",
+    )
+
+
 def _identity() -> Iterator[Row]:
+    control = cascade_control()
     hard = "speaker similarity 0.477, CelebV-HQ, cross-video (hard)"
     yield against(
         HARD, BASE, VOICE, Claim("The adapter carries the voice over from another place (above 0)", hard), _TO_TRUTH
@@ -130,7 +147,7 @@ def _identity() -> Iterator[Row]:
         ),
         _TO_TRUTH,
     )
-    yield against(
+    beside = against(
         HARD,
         CASCADE,
         VOICE,
@@ -141,7 +158,8 @@ def _identity() -> Iterator[Row]:
         _TO_TRUTH,
         _WEAK,
     )
-    yield against(
+    yield replace(beside, control=control)
+    beside = against(
         HARD,
         CASCADE,
         score("lips-world", "correlation"),
@@ -152,23 +170,13 @@ def _identity() -> Iterator[Row]:
         "correlation of mouth opening and speech energy",
         _WEAK,
     )
-    yield against(
-        CASCADE,
-        HARD,
-        WORDS,
-        Claim(
-            "Control: the cascade speaks as clearly, WER up by at most 0.1 (below 0.1)",
-            "WER 0.362, 0.154",
-            "below",
-            0.1,
-        ),
-        "WER (pocketsphinx), quiet room and hall",
-        "where this fails, the rows beside the cascade say little",
-    )
+    yield replace(beside, control=control)
+    yield control
     yield widening(BASE, Claim("The gap to the base widens with acoustic distance (above 0)", "not in the paper"))
-    yield widening(
+    beside = widening(
         CASCADE, Claim("The gap to a cascade widens with acoustic distance (above 0)", "'the gap widening', no slope")
     )
+    yield replace(beside, control=control)
     yield against(
         HARD,
         EASY,

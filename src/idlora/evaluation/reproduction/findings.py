@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from idlora.evaluation.comparisons import Table, compare, interval
@@ -15,7 +15,7 @@ REPRODUCED, NOT_REPRODUCED, UNTESTABLE = "reproduced", "not reproduced", "cannot
 RULE = (
     f"`{REPRODUCED}`: the 95 % interval lies wholly on the claimed side of the number in the claim. "
     f"`{NOT_REPRODUCED}`: it does not; the remark says whether it lies on the other side or "
-    "whether so few speakers cannot decide. "
+    "whether so few speakers cannot decide, or that the baseline failed its control. "
     f"`{UNTESTABLE}`: nothing was measured, n = 0, and the remark says what it would take."
 )
 Score = tuple[str, float, float]  # speaker, sum, weight
@@ -107,6 +107,14 @@ def judged(claim: Claim, measured: Measured | None, measure: str, command: str, 
     return Finding(
         claim.text, claim.paper, verdict, command, estimate.value, ends, measured.n, measured.speakers, measure, told
     )
+
+
+def uncontrolled(finding: Finding) -> Finding:
+    """The row where its control failed: on the claimed side or not, it is no reproduction."""
+    if finding.verdict != REPRODUCED:
+        return finding
+    words = "CONTROL FAILED: the interval lies on the claimed side, but the baseline is not sound"
+    return replace(finding, verdict=NOT_REPRODUCED, remark=". ".join(filter(None, (words, finding.remark))))
 
 
 def _words(claim: Claim, measured: Measured) -> str:

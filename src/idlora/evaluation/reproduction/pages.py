@@ -51,10 +51,10 @@ def page(findings: Sequence[Finding], faults: Sequence[Fault], extent: Extent, t
         _head(told, f"{counts}, {len(beyond)} cannot be tested here."),
         _circumstances(extent, told),
         f"{RULE}\n",
-        _sheet("The opposite was found", "Read these first.", failed),
+        _sheet("What failed or surprised", "The opposite was found, or a control failed.", failed),
         _sheet("Not decided", "The verdict is `not reproduced` because so few speakers cannot tell.", undecided),
         _faults(faults),
-        _sheet("Reproduced", "", good),
+        _sheet("Reproduced", "The interval lies on the claimed side.", good),
         _sheet("Cannot be tested here", "n = 0; the commands are what would have to be run.", beyond, command=True),
         _plots(told),
         _measures(findings),
@@ -72,7 +72,7 @@ def _head(told: Mapping[str, Any], counts: str) -> str:
 
 
 def _failed(findings: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
-    """Those whose interval lies on the other side, and those that are undecided."""
+    """Those that are decided, and those that are not."""
     missed = [row for row in findings if row.verdict == NOT_REPRODUCED]
     undecided = [row for row in missed if row.remark.startswith("UNDECIDED")]
     return [row for row in missed if row not in undecided], undecided

@@ -17,7 +17,7 @@ from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent, arms_of
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.claims import Row, rows_of
 from idlora.evaluation.reproduction.curves import drawings
-from idlora.evaluation.reproduction.findings import Finding, judged
+from idlora.evaluation.reproduction.findings import Finding, judged, uncontrolled
 from idlora.evaluation.reproduction.makers import Maker, PipelineMaker
 from idlora.evaluation.reproduction.pages import PLOTS, write_page, write_plots, write_rows
 from idlora.evaluation.reproduction.trials import Owner, Trials, offline_judges
@@ -84,7 +84,13 @@ def _finding(trials: Trials, row: Row, command: str) -> Finding:
         trials.run(arm)
     if row.held_out:
         trials.run_held_out()
-    return judged(row.claim, row.measured(trials), row.measure, command, row.remark)
+    found = judged(row.claim, row.measured(trials), row.measure, command, row.remark)
+    return found if row.control is None or _holds(trials, row.control) else uncontrolled(found)
+
+
+def _holds(trials: Trials, control: Row) -> bool:
+    measured = control.measured(trials)
+    return measured is not None and control.claim.holds(measured.estimate)
 
 
 @cache
