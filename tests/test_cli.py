@@ -65,15 +65,18 @@ def test_the_options_are_these() -> None:
     assert [row.flag for row in TABLE] == OPTIONS
 
 
-EVALUATE = "--out --judge --weights --baseline --workers --ray --examples --judges".split()
+PROMISED = {
+    "evaluate": "--out --judge --weights --baseline --workers --ray --examples --judges".split(),
+    "reproduce": "--out --quick --model".split(),
+}
 
 
-def test_the_options_of_evaluate_are_these() -> None:
+@pytest.mark.parametrize("name", PROMISED)
+def test_the_options_of_a_command_are_these(name: str) -> None:
     from idlora.cli.app import app
 
-    command = typer.main.get_command(app).commands["evaluate"]  # type: ignore[attr-defined]
-    options = [option.opts[0] for option in command.params if option.opts[0].startswith("--")]
-    assert options == EVALUATE
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert [option.opts[0] for option in command.params if option.opts[0].startswith("--")] == PROMISED[name]
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:

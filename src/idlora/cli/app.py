@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from idlora.cli import adapter, demo, evaluate, generate, miniature, plan, precompute, push, train, world
+from idlora.cli import adapter, demo, evaluate, generate, miniature, plan, precompute, push, reproduce, train, world
 
 app = typer.Typer(
     add_completion=False,
@@ -22,6 +22,7 @@ app.command("precompute")(precompute.precompute)
 app.command("train")(train.train)
 app.command("push")(push.push)
 app.command("evaluate")(evaluate.evaluate)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(world.app, name="world")
 app.add_typer(miniature.app, name="miniature")

@@ -247,11 +247,15 @@ def decode(state: AVState, codecs: Codecs, settings: Settings) -> Media:
 
 def decoded(state: AVState, codecs: Codecs, settings: Settings) -> tuple[Tensor, Tensor]:
     """Frames (B, F, H, W, 3) uint8 and samples (B, channels, N), where the state is."""
-    video = codecs.video.decode(state.video.tokens, codecs.grid(settings))
+    return codecs.video.decode(state.video.tokens, codecs.grid(settings)), decoded_sound(state, codecs, settings)
+
+
+def decoded_sound(state: AVState, codecs: Codecs, settings: Settings) -> Tensor:
+    """The sound alone, (B, channels, N), as long as the pictures would be."""
     mel = codecs.audio.decode(detach_reference(state.audio).tokens)
     # One by one, since a vocoder may draw its start for the whole batch (Griffin-Lim does).
     waveform = torch.cat([codecs.vocoder(each).float() for each in mel.to(codecs.vocoder.dtype).split(1)])
-    return video, fit_length(waveform, round(settings.seconds * vocoder_rate(codecs.vocoder)))
+    return fit_length(waveform, round(settings.seconds * vocoder_rate(codecs.vocoder)))
 
 
 def fit_length(waveform: Tensor, num_samples: int) -> Tensor:

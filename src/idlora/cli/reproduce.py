@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idlora reproduce`: the paper's claims, one row each, measured on the miniature."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from idlora.cli.generate import quieten
+
+
+def reproduce(
+    out: Annotated[Path, typer.Option(help="Folder of results.json, results.md, plots and the scores so far.")] = Path(
+        "reproduction"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Ten speakers and few steps: minutes instead of hours.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="`miniature` or a model folder of its kind.")] = "miniature",
+) -> None:
+    """Measure every claim of the paper that can be; a second call goes on where the first stopped."""
+    quieten()
+    from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, UNTESTABLE
+    from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce
+    from idlora.pipeline import IDLoraPipeline
+
+    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model))
+    found = reproduce(lab, extent_of(quick=quick), out, lambda text: print(text, file=sys.stderr, flush=True))
+    for row in found:
+        if row.n:
+            ends = "" if row.interval is None else f" ({row.interval[0]:.3f} to {row.interval[1]:.3f})"
+            print(f"{row.verdict}: {row.claim}: {row.ours:.3f}{ends}, n {row.n}")
+    for verdict in (REPRODUCED, NOT_REPRODUCED, UNTESTABLE):
+        print(f"{sum(row.verdict == verdict for row in found)} {verdict}")
+    print(f"{out / 'results.json'}, results.md, plots")

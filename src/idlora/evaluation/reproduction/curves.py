@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots: all rows with their intervals, identity guidance, the length of the reference, and acoustic distance."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from idlora.errors import SettingsError
+from idlora.evaluation.reproduction.arms import BASE, CASCADE, HARD, Arm, of_scale, of_seconds
+from idlora.evaluation.reproduction.claims import VOICE, WORDS, curve
+from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, Finding
+from idlora.evaluation.reproduction.scores import Number, as_asked, score, scores_of
+from idlora.evaluation.reproduction.trials import Trials
+
+_COLOURS = {REPRODUCED: "#4c9a6a", NOT_REPRODUCED: "#d1603d"}
+_LINES = ("#3b6fb6", "#d1603d", "#8a5aa8")
+_MEASURES: dict[str, Number] = {
+    "similarity to the true clip": VOICE,
+    "WER": WORDS,
+    "place and style as asked": as_asked,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot by name, as PNG and as SVG."""
+
+    name: str
+    png: bytes
+    svg: bytes
+
+
+def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Drawing]:
+    """All that can be drawn of what is known (SettingsError if matplotlib is not installed)."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise SettingsError("plots need matplotlib: pip install 'idlora[eval]'") from error
+    scales = [(scale, of_scale(scale)) for scale in trials.extent.scales]
+    usual = {*trials.extent.seconds, HARD.seconds}
+    lengths = [(seconds, of_seconds(seconds)) for seconds in sorted(usual)]
+    drawn: dict[str, Callable[[Any], bool]] = {
+        "rows": lambda figure: _rows(figure, findings),
+        "identity-guidance": lambda figure: _curves(figure, trials, scales, "scale of identity guidance"),
+        "reference-length": lambda figure: _curves(figure, trials, lengths, "seconds of reference"),
+        "acoustic-distance": lambda figure: _distances(figure, trials),
+    }
+    style = {"svg.hashsalt": "idlora", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        found = [_drawn(name, draw) for name, draw in drawn.items()]
+    return [drawing for drawing in found if drawing is not None]
+
+
+def _drawn(name: str, draw: Callable[[Any], bool]) -> Drawing | None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    if not draw(figure):
+        return None
+    return Drawing(name, _saved(figure, "png", {"Software": None}), _saved(figure, "svg", {"Date": None}))
+
+
+def _saved(figure: Any, form: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=80, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _rows(figure: Any, findings: Sequence[Finding]) -> bool:
+    """A line for each measured row: value and interval, coloured by verdict."""
+    shown = [row for row in findings if row.ours is not None and row.interval is not None]
+    if not shown:
+        return False
+    figure.set_size_inches(9, 0.6 + 0.32 * len(shown))
+    axis = figure.subplots()
+    for place, row in enumerate(reversed(shown)):
+        value, (low, high) = row.ours or 0.0, row.interval or (0.0, 0.0)
+        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axis.errorbar(value, place, xerr=error, fmt="o", ms=4, capsize=2, color=_COLOURS[row.verdict])
+    axis.axvline(0, color="#999999", lw=0.7)
+    labels = [textwrap.shorten(row.claim, 84, placeholder=" ...") for row in reversed(shown)]
+    axis.set_yticks(range(len(shown)), labels)
+    axis.set_xlabel("ours with 95 % interval; green: reproduced, red: not")
+    return True
+
+
+def _curves(figure: Any, trials: Trials, arms: Sequence[tuple[float, Arm]], label: str) -> bool:
+    """A panel for each measure along a setting."""
+    axes = _panels(figure, len(_MEASURES))
+    some = False
+    for axis, (name, number) in zip(axes, _MEASURES.items(), strict=True):
+        for (x, _), found in zip(arms, curve(trials, [arm for _, arm in arms], number), strict=True):
+            if found is None:
+                continue
+            some, estimate = True, found.estimate
+            reach = None
+            if not math.isnan(estimate.low):
+                reach = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
+            axis.errorbar(x, estimate.value, yerr=reach, fmt="o", ms=4, capsize=2, color=_LINES[0])
+        axis.set_title(name, fontsize=8)
+        axis.set_xlabel(label)
+    return some
+
+
+def _distances(figure: Any, trials: Trials) -> bool:
+    """Similarity of every clip over the acoustic distance of its reference."""
+    far = scores_of(trials, HARD, score("conditions", "distance"))
+    axis = _panels(figure, 1)[0]
+    some = False
+    for arm, colour in zip((HARD, CASCADE, BASE), _LINES, strict=True):
+        found = scores_of(trials, arm, VOICE)
+        places = [place for place in found if place in far]
+        some = some or bool(places)
+        spots = [far[place][1] for place in places], [found[place][1] for place in places]
+        axis.plot(*spots, "o", ms=4, color=colour, label=arm.name)
+    axis.set_xlabel("acoustic distance of the reference to the true clip")
+    axis.set_ylabel("similarity to the true clip")
+    axis.legend(frameon=False)
+    return some
+
+
+def _panels(figure: Any, count: int) -> list[Any]:
+    figure.set_size_inches(3.4 * count + (1.0 if count == 1 else 0.0), 2.6)
+    return list(figure.subplots(1, count, squeeze=False).ravel())

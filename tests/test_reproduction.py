@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idlora reproduce`: its rows and their rule, what an interruption leaves, and how the arms' clips are made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_pipeline
+from idlora.data.prompt import Prompt
+from idlora.data.world.clip import render_picture, render_sound
+from idlora.errors import InputError, SettingsError
+from idlora.evaluation.comparisons import Table, interval
+from idlora.evaluation.judges import Footage, JudgeRecord, Reference
+from idlora.evaluation.reproduction import arms, run
+from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, HARD, QUICK, STRUCK, Arm, Extent
+from idlora.evaluation.reproduction.beyond import out_of_reach
+from idlora.evaluation.reproduction.findings import (
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNTESTABLE,
+    Claim,
+    Measured,
+    difference_of,
+    judged,
+)
+from idlora.evaluation.reproduction.makers import PipelineMaker
+from idlora.evaluation.reproduction.run import Laboratory, reproduce
+from idlora.evaluation.reproduction.scores import slope_of
+from idlora.evaluation.reproduction.strikes import struck_by_picture, struck_by_sound
+from idlora.evaluation.reproduction.trials import Owner
+from idlora.evaluation.statistics import Estimate
+from idlora.evaluation.store import Values
+from idlora.pipeline import Request, Settings
+
+TINY = Extent("quick", speakers=5, prompts=1, steps=1, scales=(0.0, 1.0, 3.0), seconds=(1.0, 4.0), batch=3, held_out=4)
+KEYS = {"claim", "paper", "ours", "interval", "n", "verdict", "command"}
+GOODNESS = {"base": 0.5, "cascade": 0.6, "scale 0": 0.65, "reference 1 s": 0.6}  # planted similarity; else 0.8
+
+
+@dataclass
+class FakeMaker:
+    """Sounds that carry what a judge is to say of them: the planted similarity as their level."""
+
+    broken: tuple[int, ...] = ()
+    stops_at: str = ""
+    made: list[str] = field(default_factory=list)
+
+    def make(self, arm: Arm, requests: Sequence[Request]) -> list[Footage]:
+        if arm.name == self.stops_at:
+            raise KeyboardInterrupt
+        if any(request.settings.seed in self.broken for request in requests):
+            raise InputError("this clip is broken")
+        self.made += [arm.name] * len(requests)
+        return [self._clip(arm, request.settings.seed) for request in requests]
+
+    def _clip(self, arm: Arm, seed: int) -> Footage:
+        level = GOODNESS.get(arm.name, 0.8) + 0.002 * (seed % 7)
+        return Footage(samples=np.full(16_000, level, np.float32))
+
+    def losses(self, who: int) -> Values:
+        return {"right": 0.2 + 0.001 * who, "wrong": 0.3 + 0.001 * who}
+
+
+class LevelJudge:
+    """Reads the planted similarity back."""
+
+    record = JudgeRecord("level", "1", "sounds of these tests alone")
+
+    def score(self, clip: Footage, reference: Reference, prompt: Prompt | None) -> Values:
+        assert prompt is not None
+        assert reference.truth is not None
+        return {"truth": float(clip.sound[0]), "similarity": float(clip.sound[0])}
+
+
+def lab(maker: FakeMaker) -> Laboratory:
+    return Laboratory(maker, Settings(), Owner({"model": "0" * 64}, {"speaker": LevelJudge()}))
+
+
+def rows_in(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted call leaves."""
+    out = tmp_path_factory.mktemp("whole")
+    reproduce(lab(FakeMaker()), TINY, out)
+    return out
+
+
+def test_rows_have_their_keys_and_a_verdict_that_fits(whole: Path) -> None:
+    rows = rows_in(whole)
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["verdict"] in (REPRODUCED, NOT_REPRODUCED, UNTESTABLE)
+        assert (row["n"] == 0) == (row["verdict"] == UNTESTABLE) == (row["ours"] is None)
+        assert row["n"] > 0 or row["remark"]
+        assert row["command"].startswith("idlora ")
+    assert len({row["claim"] for row in rows}) == len(rows)
+    page = (whole / "results.md").read_text(encoding="utf-8")
+    assert page.index("## Not decided") < page.index("## Reproduced") < page.index("## Cannot be tested here")
+    assert {path.suffix for path in (whole / "plots").iterdir()} == {".png", ".svg"}
+
+
+def test_planted_differences_are_found_and_absent_ones_are_not(whole: Path) -> None:
+    rows = {row["claim"]: row for row in rows_in(whole)}
+    carried = rows["The adapter carries the voice over from another place (above 0)"]
+    assert carried["verdict"] == REPRODUCED
+    assert carried["ours"] == pytest.approx(0.3, abs=1e-4)
+    assert carried["n"] == carried["speakers"] == 5
+    beside = rows["Joint generation is nearer to the speaker than a cascade (above 0)"]
+    assert (beside["verdict"], beside["interval"][0] > 0) == (NOT_REPRODUCED, True)  # no judge of words, no control
+    assert beside["remark"].startswith("CONTROL FAILED")
+    equal = rows["The training mask at inference brings the voice nearer (above 0)"]
+    assert equal["verdict"] == NOT_REPRODUCED
+    assert "UNDECIDED" in equal["remark"]
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take most of the time of such small calls."""
+    monkeypatch.setattr(run, "drawings", lambda *_: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_second_call_makes_nothing_and_finds_the_same(whole: Path) -> None:
+    before, maker = rows_in(whole), FakeMaker()
+    reproduce(lab(maker), TINY, whole)
+    assert not maker.made
+    assert rows_in(whole) == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_interrupted_call_leaves_whole_files_and_the_next_goes_on(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(lab(FakeMaker(stops_at="cascade")), TINY, tmp_path)
+    assert [row["claim"] for row in rows_in(tmp_path)][:2] == [row["claim"] for row in rows_in(whole)][:2]
+    assert (tmp_path / "results.md").read_text(encoding="utf-8").endswith("\n")
+    maker = FakeMaker()
+    reproduce(lab(maker), TINY, tmp_path)
+    assert "hard" not in maker.made
+    assert [{**row, "command": ""} for row in rows_in(tmp_path)] == [{**row, "command": ""} for row in rows_in(whole)]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_broken_clip_costs_itself_alone_and_is_told(tmp_path: Path) -> None:
+    reproduce(lab(FakeMaker(broken=(3,))), TINY, tmp_path)
+    assert rows_in(tmp_path)[0]["n"] == 4
+    assert "this clip is broken" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    reproduce(lab(FakeMaker()), TINY, tmp_path)
+    assert rows_in(tmp_path)[0]["n"] == 5
+    assert "this clip is broken" not in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_scores_of_another_model_are_refused(whole: Path) -> None:
+    other = replace(lab(FakeMaker()), owner=Owner({"model": "1" * 64}, {"speaker": LevelJudge()}))
+    with pytest.raises(SettingsError, match="another"):
+        reproduce(other, TINY, whole)
+
+
+@pytest.mark.parametrize(
+    ("side", "low", "high", "verdict", "words"),
+    [
+        ("above", 0.01, 0.2, REPRODUCED, ""),
+        ("above", -0.01, 0.2, NOT_REPRODUCED, "UNDECIDED"),
+        ("above", -0.2, -0.01, NOT_REPRODUCED, "opposite"),
+        ("above", 0.0, 0.2, NOT_REPRODUCED, "UNDECIDED"),
+        ("below", -0.2, -0.01, REPRODUCED, ""),
+        ("below", 0.01, 0.2, NOT_REPRODUCED, "opposite"),
+        ("above", math.nan, math.nan, NOT_REPRODUCED, "UNDECIDED"),
+    ],
+)
+def test_reproduced_is_an_interval_wholly_on_the_claimed_side(
+    side: Any, low: float, high: float, verdict: str, words: str
+) -> None:
+    row = judged(Claim("c", "p", side), Measured(Estimate(0.0, low, high), 9, 9), "m", "c")
+    assert row.verdict == verdict
+    assert words in row.remark
+
+
+def test_a_difference_is_that_of_the_clips_of_both() -> None:
+    first = {(who, 0): (f"{who}", 1.0 + 0.1 * who, 1.0) for who in range(5)}
+    second = {(who, 0): (f"{who}", 0.1 * who, 1.0) for who in range(1, 9)}
+    found = difference_of(first, second)
+    assert found is not None
+    assert (found.n, found.speakers) == (4, 4)
+    assert found.estimate.value == pytest.approx(1)
+    assert difference_of(first, {}) is None
+
+
+def test_a_planted_slope_is_found() -> None:
+    distance = {(who, 0): 0.5 + 0.1 * who for who in range(10)}
+    found = slope_of({place: 0.3 * far - 1 for place, far in distance.items()}, distance)
+    assert found is not None
+    assert found.estimate.value == pytest.approx(0.3)
+    assert found.estimate.low == pytest.approx(0.3)
+    assert slope_of({(0, 0): 1.0}, distance) is None
+
+
+def test_what_is_out_of_reach_claims_no_number_and_its_commands_name_options_that_exist() -> None:
+    from idlora.cli.train import _config
+
+    recipe = Path(__file__).parent.parent / "recipes" / "miniature.yaml"
+    for row in out_of_reach():
+        assert (row.verdict, row.n, row.ours, row.interval) == (UNTESTABLE, 0, None, None)
+        if "idlora train" in row.command:
+            _config(recipe, None, row.command.split(" --set ")[1:])
+
+
+def test_easy_is_of_one_place_and_hard_of_two_and_words_are_others() -> None:
+    for who, prompt in replace(QUICK, prompts=2).places:
+        wanted = arms.asked(HARD, who, prompt)
+        hard, easy = (arms.recorded(arm, who, prompt) for arm in (HARD, EASY))
+        assert hard.place != wanted.place == easy.place
+        assert hard.voice == easy.voice == wanted.voice
+        assert not set(hard.words) & set(wanted.words)
+        assert arms.asked(BASE, who, prompt) == wanted == arms.asked(CASCADE, who, prompt)
+        crossed = arms.asked(CROSSED, who, prompt)
+        assert crossed.face.beard != wanted.face.beard
+        assert crossed == replace(wanted, face=crossed.face)
+
+
+def test_the_quick_form_asks_enough_speakers_of_every_kind() -> None:
+    wanted = [arms.asked(HARD, who, prompt) for who, prompt in QUICK.places]
+    assert QUICK.speakers >= 8
+    assert sum(spec.place in arms.CLEAR for spec in wanted) >= 8
+    assert sum(spec.style != "calm" for spec in wanted) >= 8
+    assert len(arms.arms_of(QUICK)) == len({arm.name for arm in arms.arms_of(QUICK)})
+
+
+@pytest.mark.parametrize("who", range(0, 12, 3))
+def test_a_strike_is_found_where_it_is_seen_and_heard(who: int) -> None:
+    spec = arms.asked(STRUCK, who, 0)
+    sound = render_sound(spec)
+    assert struck_by_sound(sound.samples.astype(np.float32), spec.object) == pytest.approx(spec.strike, abs=0.06)
+    assert struck_by_picture(render_picture(spec, sound), 25) == pytest.approx(spec.strike, abs=0.06)
+
+
+def requests(picture: Any = tiny_pipeline.PICTURE) -> list[Request]:
+    settings = replace(tiny_pipeline.SETTINGS, seed=5)
+    return [Request(tiny_pipeline.PROMPT, settings, picture, tiny_pipeline.voice())]
+
+
+def sound_of(arm: Arm, picture: Any = tiny_pipeline.PICTURE) -> np.ndarray[Any, Any]:
+    samples = PipelineMaker(tiny_pipeline.pipeline()).make(arm, requests(picture))[0].samples
+    assert samples is not None
+    return samples
+
+
+def test_joint_clips_are_the_pipelines_own() -> None:
+    clip = PipelineMaker(tiny_pipeline.pipeline()).make(HARD, requests())[0]
+    result = tiny_pipeline.pipeline().generate_batch(requests())[0]
+    assert clip.frames is not None
+    assert np.array_equal(clip.frames, result.video)
+    assert np.array_equal(clip.sound, Footage.of_arrays(result.video, result.audio, result.sample_rate).sound)
+
+
+def test_sound_made_alone_hears_no_picture_and_the_cascade_keeps_it() -> None:
+    darker = np.asarray(tiny_pipeline.PICTURE) // 3
+    alone = Arm("alone", making="alone")
+    assert np.array_equal(sound_of(alone), sound_of(alone, darker))
+    assert not np.array_equal(sound_of(HARD), sound_of(HARD, darker))
+    assert np.array_equal(sound_of(CASCADE), sound_of(alone))
+    clip = PipelineMaker(tiny_pipeline.pipeline()).make(CASCADE, requests())[0]
+    assert clip.frames is not None
+    assert clip.frames.shape[0] == tiny_pipeline.SETTINGS.num_frames
+
+
+def test_an_interval_of_a_row_is_that_of_the_laboratory() -> None:
+    scores = [(f"{who}", float(who % 3), 1.0) for who in range(9)]
+    expected = interval(Table.of(scores))
+    zero = {(who, 0): (name, 0.0, weight) for who, (name, _, weight) in enumerate(scores)}
+    found = difference_of({(who, 0): each for who, each in enumerate(scores)}, zero)
+    assert found is not None
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((expected.low, expected.high))
