@@ -88,8 +88,8 @@ def _circumstances(extent: Extent, told: Mapping[str, Any]) -> str:
         "quiet room, the others in hall, rain and street; styles are calm, loud and fast, since whispers are beyond "
         "the judges. Intervals redraw speakers; differences are paired by clip, seed and speaker. Rows are not "
         "corrected for being many: some may lie where they lie by chance. Not blind: that the quick form asks for so "
-        "many quiet rooms, the rows on the room, words in quiet room and hall alone, and the control of the cascade were "
-        f"chosen after readings of some of these very speakers. {told['spent']}\n"
+        "many quiet rooms, the rows on the room, words in quiet room and hall alone, and the control of the cascade "
+        f"were chosen after readings of some of these very speakers. {told['spent']}\n"
     )
 
 
