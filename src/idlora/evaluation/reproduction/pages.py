@@ -87,7 +87,9 @@ def _circumstances(extent: Extent, told: Mapping[str, Any]) -> str:
         "another place than the clip asked for, and identity guidance is 1. Half of the clips are asked for in the "
         "quiet room, the others in hall, rain and street; styles are calm, loud and fast, since whispers are beyond "
         "the judges. Intervals redraw speakers; differences are paired by clip, seed and speaker. Rows are not "
-        f"corrected for being many: some may lie where they lie by chance. {told['spent']}\n"
+        "corrected for being many: some may lie where they lie by chance. Not blind: that the quick form asks for so "
+        "many quiet rooms, the rows on the room, words in quiet room and hall alone, and the control of the cascade "
+        f"were chosen after readings of some of these very speakers. {told['spent']}\n"
     )
 
 
