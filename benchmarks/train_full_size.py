@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain import plain_loss
 from torch import Tensor, nn
 
-from idlora.core.flow import interpolate, masked_loss, velocity_target
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.networks.adapter import new_adapter
 from idlora.networks.joint import TextContext
@@ -93,37 +93,6 @@ def batch_of(size: int, row: Row, config: Any, device: torch.device) -> Training
         reference=normal(row.num_reference, config["audio_in_channels"]),
         reference_positions=reference_positions(row.num_reference, device=device),
     )
-
-
-def plain_loss(transformer: Any, batch: TrainingBatch) -> Tensor:
-    """What a user would write with diffusers' forward."""
-    assert batch.conditioned is not None
-    assert batch.reference is not None
-    assert batch.reference_positions is not None
-    size, wanted, heard = len(batch.sigmas), ~batch.conditioned, batch.audio.shape[1]
-    timesteps, noisy = wanted * batch.sigmas[:, None], batch.sigmas[:, None].expand(-1, heard)
-    clean = torch.zeros_like(batch.reference[..., 0])
-    dtype = torch.bfloat16
-    with torch.autocast(batch.video.device.type, dtype):
-        video_made, audio_made = transformer(
-            hidden_states=interpolate(batch.video, batch.video_noise, timesteps).to(dtype),
-            audio_hidden_states=torch.cat(
-                [batch.reference, interpolate(batch.audio, batch.audio_noise, noisy)], dim=1
-            ).to(dtype),
-            encoder_hidden_states=batch.context.video.to(dtype),
-            audio_encoder_hidden_states=batch.context.audio.to(dtype),
-            timestep=timesteps * 1000,
-            audio_timestep=torch.cat([clean, noisy], dim=1) * 1000,
-            sigma=batch.sigmas * 1000,
-            audio_sigma=batch.sigmas * 1000,
-            video_coords=batch.video_positions.expand(size, -1, -1, -1),
-            audio_coords=torch.cat([batch.reference_positions, batch.audio_positions], dim=2).expand(size, -1, -1, -1),
-            use_cross_timestep=True,
-            return_dict=False,
-        )
-        video_loss = masked_loss(video_made, velocity_target(batch.video, batch.video_noise), wanted)
-        target = velocity_target(batch.audio, batch.audio_noise)
-        return video_loss + masked_loss(audio_made[:, clean.shape[1] :], target, torch.ones_like(noisy))
 
 
 class Meter:
@@ -192,7 +161,7 @@ def plain(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Cal
     transformer.train()
     parameters = trained(transformer)
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=2e-4)
-    return optimised(parameters, optimizer, lambda: plain_loss(transformer, batch))
+    return optimised(parameters, optimizer, lambda: plain_loss(transformer, batch, torch.bfloat16))
 
 
 def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
+from plain import plain_loss
 from torch import Tensor
 
-from idlora.core.flow import interpolate, masked_loss, velocity_target
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.networks.adapter import IDENTITY_TARGETS, new_adapter
 from idlora.networks.footprint import weight_bytes
@@ -134,40 +134,12 @@ class Plain:
 
     def step(self, batch: TrainingBatch) -> float:
         """Make a step; returns the loss before it."""
-        loss = self._loss(batch)
+        loss = plain_loss(self.network, batch, torch.float32)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
-
-    def _loss(self, batch: TrainingBatch) -> Tensor:
-        assert batch.conditioned is not None
-        assert batch.reference is not None
-        assert batch.reference_positions is not None
-        size, wanted = len(batch.sigmas), ~batch.conditioned
-        timesteps, noisy = wanted * batch.sigmas[:, None], batch.sigmas[:, None].expand(-1, AUDIO)
-        clean = torch.zeros(size, REFERENCE)
-        audio = torch.cat([batch.reference, interpolate(batch.audio, batch.audio_noise, noisy)], dim=1)
-        coordinates = torch.cat([batch.reference_positions, batch.audio_positions], dim=2)
-        video_made, audio_made = self.network(
-            hidden_states=interpolate(batch.video, batch.video_noise, timesteps),
-            audio_hidden_states=audio,
-            encoder_hidden_states=batch.context.video,
-            audio_encoder_hidden_states=batch.context.audio,
-            timestep=timesteps * 1000,
-            audio_timestep=torch.cat([clean, noisy], dim=1) * 1000,
-            sigma=batch.sigmas * 1000,
-            audio_sigma=batch.sigmas * 1000,
-            video_coords=batch.video_positions.expand(size, -1, -1, -1),
-            audio_coords=coordinates.expand(size, -1, -1, -1),
-            use_cross_timestep=True,
-            return_dict=False,
-        )
-        heard = torch.ones(size, AUDIO)
-        video_loss = masked_loss(video_made, velocity_target(batch.video, batch.video_noise), wanted)
-        target = velocity_target(batch.audio, batch.audio_noise)
-        return video_loss + masked_loss(audio_made[:, REFERENCE:], target, heard)
 
 
 class Ours:
