@@ -84,7 +84,7 @@ def test_what_was_killed_halfway_is_made_again(tmp_path: Path) -> None:
         ('["prompt"]', "no object with a prompt"),
         ({"prompt": 3}, "no object with a prompt"),
         ({"promt": "x", "prompt": "y"}, "did you mean 'prompt'"),
-        ({"prompt": "x", "preset": "fast"}, "choose one of one-stage"),
+        ({"prompt": "x", "preset": "quick"}, "choose one of one-stage"),
         ({"prompt": "x", "settings": {"sed": 1}}, "did you mean 'seed'"),
         ({"prompt": "x", "name": "../x"}, "cannot be one of a file"),
         ({"prompt": "x", "image": 5}, "name of a file is needed"),

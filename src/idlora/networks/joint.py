@@ -38,6 +38,7 @@ from idlora.networks.generations import Generation, generation_of
 __all__ = ["JointModel", "JointOptions", "Pass", "Prediction", "TextContext"]
 
 PLAIN = Pass("positive")
+_MOST_FORMS = 64  # of a block that is compiled
 
 
 @dataclass(frozen=True)
@@ -315,8 +316,11 @@ class JointModel:
 
 def _compiled_block(settings: dict[str, Any]) -> Callable[..., Pair]:
     """The compiled block function, which tells in words that it cannot be compiled."""
+    from torch._dynamo import config
     from torch._dynamo.exc import TorchDynamoException
 
+    # Passes differ in options and sizes, and what is over the limit runs uncompiled without a word.
+    config.recompile_limit = max(config.recompile_limit, _MOST_FORMS)
     compiled: Callable[..., Pair] = torch.compile(block_forward, **settings)
 
     def run(*inputs: Any) -> Pair:
