@@ -120,7 +120,7 @@ class Trainer:
         self.module.train()
         main = self.accelerator.is_main_process
         ahead = Ahead(self._batch, self.config.steps * self.config.engine.accumulate)
-        with ahead, Journal(self.folder, self.step, write=main) as journal, interruption() as stop:
+        with interruption() as stop, ahead, Journal(self.folder, self.step, write=main) as journal:
             tally, started = Tally(), time.monotonic()
             while self.step < self.config.steps:
                 norm = self._advance(tally, ahead.take)
