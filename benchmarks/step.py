@@ -391,11 +391,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for generation in given.generations:
         for name, each in told[generation].items():
-            if not isinstance(each, dict):
-                continue
-            low, high, turns = each["low"], each["high"], told[generation]["turns"]
-            spread = f"{low:.3f} to {high:.3f}, n = {turns}; products {each['products']:.3f}"
-            print(f"{generation} {name}: {each['median']:.3f} of the plain time ({spread})")
+            if isinstance(each, dict):
+                spread = f"{each['low']:.3f} to {each['high']:.3f}; products {each['products']:.3f}"
+                print(f"{generation} {name}: {each['median']:.3f} of the plain time ({spread})")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from plain import plain_loss
+from rehearsal import TINY
 from torch import Tensor, nn
 
 from idlora.core.positions import audio_positions, reference_positions, video_positions
@@ -43,16 +44,6 @@ from idlora.training.objective import TrainingBatch
 
 TEXT = 1024
 ROW = Row("random", "", grid=(16, 16, 16), num_audio=121, num_reference=126, frame_rate=25.0, num_frames=121)
-TINY = {
-    "num_layers": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 32,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 8,
-    "audio_cross_attention_dim": 16,
-    "caption_channels": 32,
-}
 
 
 def transformer_of(blueprint: Blueprint, device: torch.device) -> Any:
@@ -169,7 +160,7 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
     device = torch.device(given.device)
     blueprint, row = all_sizes(given.generation)["transformer"], ROW
     if given.scale == "tiny":
-        blueprint = replace(blueprint, config={**blueprint.config, **TINY})
+        blueprint = replace(blueprint, config={**blueprint.config, **TINY["transformer"], "num_layers": 4})
         row = replace(row, grid=(2, 4, 4))
     if given.layers:
         blueprint = replace(blueprint, config={**blueprint.config, "num_layers": given.layers})

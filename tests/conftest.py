@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 
 # No deadline: the machines that run this are shared. No database: a checkout stays as it was.
 settings.register_profile("idlora", deadline=None, max_examples=40, derandomize=True, database=None)

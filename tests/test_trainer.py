@@ -13,6 +13,7 @@ import torch
 import tiny_training
 from idlora.networks.adapter import read_adapter
 from idlora.networks.generations import GENERATIONS
+from idlora.training.identity.ahead import Ahead
 from idlora.training.identity.config import AdapterShape, Engine, Optimization, Saving, Watching
 from idlora.training.identity.engine import Trainer
 from idlora.training.identity.journal import Tally, read_log
@@ -62,7 +63,8 @@ def gradients(made: Trainer, step: int = 0) -> torch.Tensor:
     found: list[torch.Tensor] = []
     made.optimizer.step = lambda: found.extend(p.grad.flatten().clone() for p in made.parameters.values())  # type: ignore[union-attr]
     made.step = step
-    made._advance(Tally(), made._batch)
+    with Ahead(made._batch, made.config.steps * made.config.engine.accumulate) as ahead:
+        made._advance(Tally(), ahead)
     return torch.cat(found)
 
 

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import tiny_training
+from idlora.training.identity.ahead import Ahead
 from idlora.training.identity.checkpoints import whole
 from idlora.training.identity.config import Engine, TrainingConfig
 from idlora.training.identity.engine import Trainer
@@ -45,7 +46,8 @@ def gradient(made: Trainer) -> dict[str, torch.Tensor]:
             found[name] = whole(each.grad).clone()
 
     usual, made.optimizer.step = made.optimizer.step, step
-    made._advance(Tally(), made._batch)
+    with Ahead(made._batch, made.config.steps * made.config.engine.accumulate) as ahead:
+        made._advance(Tally(), ahead)
     made.optimizer.step, made.step = usual, 0
     return found
 

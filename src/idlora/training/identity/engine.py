@@ -123,7 +123,7 @@ class Trainer:
         with interruption() as stop, ahead, Journal(self.folder, self.step, write=main) as journal:
             tally, started = Tally(), time.monotonic()
             while self.step < self.config.steps:
-                norm = self._advance(tally, ahead.take)
+                norm = self._advance(tally, ahead)
                 last = self.step == self.config.steps
                 if last or self.step % self.config.watching.log_every == 0:
                     self._log(journal, tally, norm, time.monotonic() - started)
@@ -150,20 +150,23 @@ class Trainer:
         place = part * self.accelerator.num_processes + self.accelerator.process_index
         return self.job.batcher.batch(mine, step, place)
 
-    def _advance(self, tally: Tally, batch_of: Callable[[int], TrainingBatch]) -> float:
+    def _advance(self, tally: Tally, ahead: Ahead[TrainingBatch]) -> float:
         """One step of the optimiser; returns the gradient's length."""
         accelerator, options = self.accelerator, self.config.optimization
         torch.manual_seed(keyed_seed(self.config.seed, self.step, accelerator.process_index))  # dropout's
         visits = self.job.sampler.visits(self.step)
         finite, by_sample = torch.ones((), device=accelerator.device), []
-        for part in range(self.config.engine.accumulate):
-            with accelerator.accumulate(self.module), self.job.module.attention():
-                batch = batch_of(self.step * self.config.engine.accumulate + part)
-                losses: StepLosses = self.module(batch)
-                accelerator.backward(losses.total)
-            finite = finite * torch.isfinite(losses.total.detach())
-            by_sample.append(losses.video_by_sample + losses.audio_by_sample)
-            tally.add(losses, batch.sigmas, _num_tokens(batch))
+        with self.job.module.attention():
+            for part in range(self.config.engine.accumulate):
+                with accelerator.accumulate(self.module):
+                    batch = ahead.take(self.step * self.config.engine.accumulate + part)
+                    losses: StepLosses = self.module(batch)
+                    accelerator.backward(losses.total)
+                finite = finite * torch.isfinite(losses.total.detach())
+                by_sample.append(losses.video_by_sample + losses.audio_by_sample)
+                tally.add(losses, batch.sigmas, _num_tokens(batch))
+            # The choice of kernels is the process's: a batch made partly outside would not have the same bits.
+            ahead.settle()
         if accelerator.reduce(finite, "sum").item() < accelerator.num_processes:
             raise TrainingError(self._not_finite(visits, torch.cat(by_sample)))
         norm = accelerator.clip_grad_norm_(list(self.parameters.values()), options.max_grad_norm or float("inf"))
