@@ -23,7 +23,7 @@ demo: .venv/.eval
 	$(BIN)/idlora demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: .venv/.dev
 	$(BIN)/ruff check
