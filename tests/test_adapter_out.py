@@ -239,14 +239,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-TRAINED = {"mask_reference_to_video": "true", "reference_text": "block", "rounding": "bf16-training"}
+TRAINED = {
+    "mask_reference_to_video": "true",
+    "reference_text": "block",
+    "rounding": "bf16-training",
+    "positions": "shared",
+}
+TAKEN = {
+    "mask_reference_to_video": True,
+    "reference_text": "block",
+    "positions": "bf16-training",
+    "reference_time": "shared",
+}
 
 
 def test_inference_takes_masks_and_positions_from_the_adapter(model: Path, tmp_path: Path) -> None:
     silent = IDLoraPipeline.from_pretrained(model, adapter=written(tmp_path, {}))
     assert silent.card.defaults == tiny_pipeline.CARD.defaults
     told = IDLoraPipeline.from_pretrained(model, adapter=written(tmp_path, TRAINED))
-    expected: Any = {"mask_reference_to_video": True, "reference_text": "block", "positions": "bf16-training"}
+    expected: Any = {**TAKEN}
     assert told.card.defaults == replace(silent.card.defaults, **expected)
     clips = [pipe(PROMPT, image=PICTURE, voice=voice()) for pipe in (silent, told)]
     assert digest(clips[0]) != digest(clips[1])
@@ -258,8 +269,7 @@ def test_inference_takes_masks_and_positions_from_the_adapter(model: Path, tmp_p
 
 def test_each_of_them_counts_by_itself_and_a_trained_file_names_them_all(run: Run, tmp_path: Path) -> None:
     card, file = ModelCard(), tmp_path / "x.safetensors"
-    fields = {"mask_reference_to_video": True, "reference_text": "block", "positions": "bf16-training"}
-    for (name, value), (field, meant) in zip(TRAINED.items(), fields.items(), strict=True):
+    for (name, value), (field, meant) in zip(TRAINED.items(), TAKEN.items(), strict=True):
         changed: Any = {field: meant}
         assert defaults_for(card, {name: value}, file) == replace(card, defaults=replace(card.defaults, **changed))
     assert defaults_for(card, {"rank": "2"}, file) == card
@@ -276,7 +286,8 @@ def test_all_three_ways_of_the_text_make_different_clips() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("mask_reference_to_video", "yes"), ("reference_text", "true"), ("rounding", "fp8")]
+    ("name", "value"),
+    [("mask_reference_to_video", "yes"), ("reference_text", "true"), ("rounding", "fp8"), ("positions", "behind")],
 )
 def test_what_no_training_can_have_been_is_refused_by_file(name: str, value: str, model: Path, tmp_path: Path) -> None:
     file = written(tmp_path, {name: value})
@@ -288,5 +299,6 @@ def test_the_official_preset_leaves_the_reference_open(tmp_path: Path) -> None:
     card = defaults_for(ModelCard(), TRAINED, tmp_path)
     found = preset_settings("official", card.defaults, GENERATIONS["2.3"])
     assert (found.mask_reference_to_video, found.reference_text, found.positions) == (False, "open", "bf16-inference")
+    assert found.reference_time == "negative"
     kept = preset_settings("two-stage", card.defaults, GENERATIONS["2.3"])
     assert (kept.mask_reference_to_video, kept.reference_text) == (True, "block")

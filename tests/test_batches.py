@@ -3,7 +3,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tiny_pipeline
 import tiny_training
-from idlora.core.positions import reference_positions
+from idlora.core.positions import ReferenceTime, reference_positions
 from idlora.networks.blocks import ReferenceText
 from idlora.networks.codecs import AudioCodec
 from idlora.networks.text import PromptEncoder
@@ -74,6 +74,16 @@ def test_the_official_way_counts_padding_as_sound(store: LatentStore) -> None:
     assert not made.reference[0, shortest:].any()
     wanted = reference_positions(made.reference.shape[1], "bf16-training")
     assert torch.equal(made.reference_positions if made.reference_positions is not None else wanted[:0], wanted)
+
+
+@pytest.mark.parametrize("time", get_args(ReferenceTime))
+def test_a_batch_has_its_references_where_the_option_says(time: ReferenceTime, store: LatentStore) -> None:
+    made = batcher(replace(OURS, reference_time=time, reference_dropout=0.0)).batch(visits(store), 0)
+    assert made.reference_positions is not None
+    longest = made.reference_positions.shape[2]
+    for positions, row in zip(made.reference_positions, store.of_split("train"), strict=False):
+        real = positions[:, longest - row.num_reference :]
+        assert torch.equal(real, reference_positions(row.num_reference, time=time)[0])
 
 
 def test_draws_by_sample_change_with_each_visit_and_with_the_seed_alone(store: LatentStore) -> None:

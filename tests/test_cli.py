@@ -35,8 +35,8 @@ OPTIONS = """
 --identity-audio-only/--identity-both --identity-interval --identity-every --stg-video-scale --stg-audio-scale
 --stg-blocks --stg-interval --stg-every --modality-video-scale --modality-audio-scale --modality-interval
 --modality-every --rescale-video --rescale-audio --reference-mask/--no-reference-mask --reference-text --positions
---official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model --text-encoder --upsampler
---transformer --adapter --adapter-strength --distilled --distilled-strength --refine-strength --style
+--reference-time --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model --text-encoder
+--upsampler --transformer --adapter --adapter-strength --distilled --distilled-strength --refine-strength --style
 --fuse/--keep-apart --compile/--eager --device --dtype --text-cache --placement --storage --tiled/--not-tiled
 --max-branches
 """.split()
@@ -67,7 +67,7 @@ def test_the_options_are_these() -> None:
 
 PROMISED = {
     "evaluate": "--out --judge --weights --baseline --workers --ray --examples --judges".split(),
-    "reproduce": "--out --quick --model".split(),
+    "reproduce": "--out --quick --latents --model".split(),
 }
 
 
@@ -91,6 +91,7 @@ EXAMPLES = {
     "aspect": "picture",
     "reference_text": "block",
     "positions": "bf16-training",
+    "reference_time": "far",
     "num_frames": 17,
     "height": 96,
     "width": 128,

@@ -39,7 +39,7 @@ def positive_positions(audio: LatentState) -> LatentState:
 
 
 def without_gap(audio: LatentState) -> LatentState:
-    return moved_reference(audio, reference_positions(audio.num_reference, gap=0.0))
+    return moved_reference(audio, reference_positions(audio.num_reference, time="adjacent"))
 
 
 def target_timestep(audio: LatentState) -> LatentState:

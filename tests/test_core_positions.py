@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of positions. The stored tables are compared in `test_parity.py`."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from idlora.core.positions import (
+    FAR,
     REFERENCE_GAP,
+    ReferenceTime,
     audio_positions,
     reference_positions,
     round_positions,
     video_positions,
 )
 from idlora.core.state import AVState, LatentState
+from idlora.pipeline.generation import with_references
 
 
 @pytest.mark.parametrize("length", [1, 25, 126])
@@ -25,6 +30,25 @@ def test_a_reference_ends_one_gap_before_the_target(length: int) -> None:
 
 def test_an_empty_reference_has_no_positions() -> None:
     assert reference_positions(0).shape == (1, 1, 0, 2)
+
+
+def test_other_places_of_a_reference_keep_its_inner_times() -> None:
+    own, target = audio_positions(50), audio_positions(300)
+    placed = {time: reference_positions(50, time=time) for time in get_args(ReferenceTime)}
+    for bounds in placed.values():
+        torch.testing.assert_close(bounds - bounds[:, :, :1], own - own[:, :, :1], atol=3e-6, rtol=0)
+    assert torch.equal(placed["shared"], own)
+    assert placed["adjacent"][0, 0, -1, 1] == 0
+    torch.testing.assert_close(placed["adjacent"] - placed["negative"], torch.full_like(own, REFERENCE_GAP))
+    assert placed["far"].min() == FAR > target.max()
+
+
+def test_a_placed_reference_is_where_training_and_inference_have_it() -> None:
+    tokens, empty = torch.ones(7, 3), torch.zeros(1, 9, 3)
+    target = LatentState(empty, audio_positions(9), torch.ones(1, 9, 1), empty)
+    for time in get_args(ReferenceTime):
+        state = with_references(target, [tokens], "fp32", time)
+        assert torch.equal(state.positions[:, :, :7], reference_positions(7, time=time))
 
 
 def test_audio_tokens_tile_time_at_25_a_second() -> None:

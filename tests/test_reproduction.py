@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tiny_pipeline
 from idlora.data.prompt import Prompt
@@ -19,7 +20,8 @@ from idlora.data.world.clip import render_picture, render_sound
 from idlora.errors import InputError, SettingsError
 from idlora.evaluation.comparisons import Table, interval
 from idlora.evaluation.judges import Footage, JudgeRecord, Reference
-from idlora.evaluation.reproduction import arms, run
+from idlora.evaluation.reproduction import ablations, arms, run
+from idlora.evaluation.reproduction.ablations import ABLATIONS, ADAPTERS, RECIPE, Ablation, Workshop
 from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, HARD, QUICK, STRUCK, Arm, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.findings import (
@@ -38,6 +40,7 @@ from idlora.evaluation.reproduction.strikes import struck_by_picture, struck_by_
 from idlora.evaluation.reproduction.trials import Owner
 from idlora.evaluation.statistics import Estimate
 from idlora.evaluation.store import Values
+from idlora.networks.adapter import IDENTITY, AdapterWeights, write_adapter
 from idlora.pipeline import Request, Settings
 
 TINY = Extent("quick", speakers=5, prompts=1, steps=1, scales=(0.0, 1.0, 3.0), seconds=(1.0, 4.0), batch=3, held_out=4)
@@ -53,7 +56,8 @@ class FakeMaker:
     stops_at: str = ""
     made: list[str] = field(default_factory=list)
 
-    def make(self, arm: Arm, requests: Sequence[Request]) -> list[Footage]:
+    def make(self, arm: Arm, requests: Sequence[Request], adapter: Path | None = None) -> list[Footage]:
+        assert (adapter is None) == (arm.adapter == "")
         if arm.name == self.stops_at:
             raise KeyboardInterrupt
         if any(request.settings.seed in self.broken for request in requests):
@@ -62,11 +66,27 @@ class FakeMaker:
         return [self._clip(arm, request.settings.seed) for request in requests]
 
     def _clip(self, arm: Arm, seed: int) -> Footage:
-        level = GOODNESS.get(arm.name, 0.8) + 0.002 * (seed % 7)
+        level = GOODNESS.get(arm.name, 0.8) - 0.1 * arm.adapter.startswith("shared") + 0.002 * (seed % 7)
         return Footage(samples=np.full(16_000, level, np.float32))
 
-    def losses(self, who: int) -> Values:
-        return {"right": 0.2 + 0.001 * who, "wrong": 0.3 + 0.001 * who}
+    def losses(self, who: int, settings: Settings, adapter: Path | None = None) -> Values:
+        assert adapter is None or adapter.is_file()
+        worse = 0.05 * (settings.reference_time == "far")
+        return {"right": 0.2 + worse + 0.001 * who, "wrong": 0.3 + worse + 0.001 * who}
+
+
+@dataclass(frozen=True, eq=False)
+class FakeWorkshop(Workshop):
+    """Trains at once."""
+
+    def train(self, keys: Iterable[str], out: Path, moved: Any) -> None:
+        (out / ADAPTERS).mkdir(exist_ok=True)
+        for each in ABLATIONS:
+            if each.key in keys:
+                moved(each.key)
+                layers = tiny_pipeline.adapter_for(self.pipe.components.transformer).layers
+                told = {"positions": each.config.objective.reference_time}
+                write_adapter(out / ADAPTERS / each.file_name, AdapterWeights(layers, told))
 
 
 class LevelJudge:
@@ -82,6 +102,13 @@ class LevelJudge:
 
 def lab(maker: FakeMaker) -> Laboratory:
     return Laboratory(maker, Settings(), Owner({"model": "0" * 64}, {"speaker": LevelJudge()}))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Laboratory:
+    """A laboratory with a workshop; what ships is not looked at."""
+    monkeypatch.setattr(ablations, "shipped_folder", lambda: tmp_path / "none")
+    return replace(lab(FakeMaker()), workshop=FakeWorkshop(tiny_pipeline.pipeline("2.3", adapted=False)))
 
 
 def rows_in(out: Path) -> list[dict[str, Any]]:
@@ -165,6 +192,57 @@ def test_scores_of_another_model_are_refused(whole: Path) -> None:
     other = replace(lab(FakeMaker()), owner=Owner({"model": "1" * 64}, {"speaker": LevelJudge()}))
     with pytest.raises(SettingsError, match="another"):
         reproduce(other, TINY, whole)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_full_form_trains_what_rows_need_and_the_quick_one_says_what_is_missing(
+    trained: Laboratory, tmp_path: Path
+) -> None:
+    reproduce(trained, TINY, tmp_path)
+    waiting = {row["claim"]: row for row in rows_in(tmp_path)}
+    claim = "Negative positions against shared, three seeds: nearer to the voice (above 0)"
+    assert (waiting[claim]["verdict"], waiting[claim]["n"]) == (UNTESTABLE, 0)
+    assert "negative-0; negative-1" in waiting[claim]["remark"]
+    told: list[str] = []
+    reproduce(trained, replace(TINY, trains=True), tmp_path, told.append)
+    assert [each for each in told if each in {one.key for one in ABLATIONS}] == [each.key for each in ABLATIONS]
+    rows = {row["claim"]: row for row in rows_in(tmp_path)}
+    assert rows.keys() == waiting.keys()
+    assert (rows[claim]["verdict"], rows[claim]["n"], rows[claim]["speakers"]) == (REPRODUCED, 15, 5)
+    assert rows[claim]["ours"] == pytest.approx(0.1)
+    fitted = "Negative positions against a large positive offset, three seeds: a lower held-out loss (below 0)"
+    assert rows[fitted]["ours"] == pytest.approx(-0.05)
+    again: list[str] = []
+    reproduce(trained, replace(TINY, trains=True), tmp_path, again.append)
+    assert not {one.key for one in ABLATIONS} & set(again)
+
+
+def test_an_ablation_is_the_recipe_but_for_its_change_and_its_file_says_which() -> None:
+    assert len({each.file_name for each in ABLATIONS}) == len({each.key for each in ABLATIONS}) == len(ABLATIONS)
+    usual, faster = Ablation("x"), Ablation("x", changes={"engine": {"compile": True}, "saving": {"every": 7}})
+    assert usual.file_name == faster.file_name != Ablation("x", changes={"steps": RECIPE.steps + 1}).file_name
+    shared = next(each for each in ABLATIONS if each.name == "shared").config
+    changed = replace(shared.objective, reference_time="negative")
+    assert replace(shared, objective=changed) == replace(RECIPE, seed=shared.seed)
+
+
+def test_an_adapter_is_exchanged_and_comes_back() -> None:
+    pipe = tiny_pipeline.pipeline("2.3")
+    bare = tiny_pipeline.pipeline("2.3", adapted=False).components.transformer
+    maker, other = PipelineMaker(pipe), tiny_pipeline.adapter_for(bare, seed=5)
+    own = pipe.adapters.get(IDENTITY)
+    assert own is not None
+    before, strength = own.weights().layers, own.strength
+    clips = [maker.make(HARD, requests())[0].sound]
+    with pipe.adapters.exchanged(IDENTITY, other):
+        clips.append(maker.make(HARD, requests())[0].sound)
+    clips.append(maker.make(HARD, requests())[0].sound)
+    assert np.array_equal(clips[0], clips[2])
+    assert not np.array_equal(clips[0], clips[1])
+    back = pipe.adapters.get(IDENTITY)
+    assert back is not None
+    assert back.strength == strength
+    assert all(torch.equal(back.weights().layers[name].b, layer.b) for name, layer in before.items())
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ any_settings = st.builds(
     mask_reference_to_video=st.booleans(),
     reference_text=st.sampled_from(["open", "average", "block"]),
     positions=st.sampled_from(["fp32", "bf16-inference", "bf16-training"]),
+    reference_time=st.sampled_from(["negative", "adjacent", "shared", "far"]),
     official_noise=st.booleans(),
     aspect=st.sampled_from(["size", "picture"]),
     max_voice_seconds=st.floats(0.5, 60),

@@ -117,6 +117,13 @@ TABLE = (
     Row("--reference-text", str, "What the reference gets of the text: open, average, block.", CLIP, "reference_text"),
     Row("--positions", str, "fp32, or as the official code: bf16-inference, bf16-training.", CLIP, "positions"),
     Row(
+        "--reference-time",
+        str,
+        "Where the reference lies: negative; for adapters trained so, adjacent, shared, far.",
+        CLIP,
+        "reference_time",
+    ),
+    Row(
         "--official-noise/--own-noise",
         bool,
         "Draw the noise of reference and target in one go, as the official code does.",

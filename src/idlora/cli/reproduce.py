@@ -17,8 +17,11 @@ def reproduce(
         "reproduction"
     ),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Ten speakers and few steps: minutes instead of hours.")
+        bool, typer.Option("--quick", help="Twelve speakers, few steps, no training: minutes instead of hours.")
     ] = False,
+    latents: Annotated[
+        Path | None, typer.Option(help="Encoded pairs of the world for training; without, they are made.")
+    ] = None,
     model: Annotated[str, typer.Option(help="`miniature` or a model folder of its kind.")] = "miniature",
 ) -> None:
     """Measure every claim of the paper that can be; a second call goes on where the first stopped."""
@@ -27,7 +30,7 @@ def reproduce(
     from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce
     from idlora.pipeline import IDLoraPipeline
 
-    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model))
+    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
     found = reproduce(lab, extent_of(quick=quick), out, lambda text: print(text, file=sys.stderr, flush=True))
     for row in found:
         if row.n:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where every token stands: bounds [start, end) in seconds (audio; video axis 0) and in pixels (video axes 1 and 2).
 
-The rotary embedding uses the midpoints. Reference tokens stand before time zero.
+The rotary embedding uses the midpoints. Reference tokens stand before time zero; other places are there to compare.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import Tensor
 from idlora.core.state import AVState
 
 Rounding = Literal["fp32", "bf16-inference", "bf16-training"]
+ReferenceTime = Literal["negative", "adjacent", "shared", "far"]
 
 HOP_LENGTH = 160  # samples from one mel frame to the next
 SAMPLING_RATE = 16_000
 MELS_PER_TOKEN = 4
 REFERENCE_GAP = 0.04  # seconds between the reference's end and the target's start; one token
+FAR = 20.0  # seconds; the rotary embedding counts in units of these, and no target reaches so far
 PIXELS_PER_TOKEN = 32
 FRAMES_PER_TOKEN = 8
 _CPU = torch.device("cpu")  # where all are computed: a GPU rounds bfloat16 otherwise, which moves rounded positions
@@ -72,12 +74,28 @@ def before_target(positions: Tensor, gap: float = REFERENCE_GAP) -> Tensor:
     return positions - positions[:, :, -1:, 1:] - gap
 
 
+def place_reference(positions: Tensor, time: ReferenceTime) -> Tensor:
+    """A reference's own bounds p, (B, 1, T, 2) from 0 to D, as they lie beside the target's, which begin at 0.
+
+    `negative` is the method: p - D - gap. The others are what it is compared with: `adjacent` p - D, `shared` p, where
+    reference and target meet, and `far` p + 20 s.
+    """
+    if time == "shared":
+        return positions
+    if time == "far":
+        return positions + FAR
+    return before_target(positions, REFERENCE_GAP if time == "negative" else 0.0)
+
+
 def reference_positions(
-    num_tokens: int, rounding: Rounding = "fp32", gap: float = REFERENCE_GAP, device: torch.device | None = None
+    num_tokens: int,
+    rounding: Rounding = "fp32",
+    time: ReferenceTime = "negative",
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Bounds (1, 1, T, 2) of a reference in front of the target; under either rounding the shift is made in bf16."""
+    """Bounds (1, 1, T, 2) of a reference beside the target; under either rounding the shift is made in bf16."""
     bounds = audio_positions(num_tokens, _CPU)
-    return _at(before_target(bounds if rounding == "fp32" else bounds.to(torch.bfloat16), gap), device)
+    return _at(place_reference(bounds if rounding == "fp32" else bounds.to(torch.bfloat16), time), device)
 
 
 def round_positions(state: AVState, rounding: Rounding) -> AVState:

@@ -37,7 +37,12 @@ _HEADINGS: Mapping[str, str] = {
     **MEASURES,
 }
 _WORDS: Mapping[str, Mapping[str, str]] = {
-    "positions": {"negative": "before zero"},
+    "positions": {
+        "negative": "before zero",
+        "adjacent": "before zero without a gap",
+        "shared": "at the target's own times",
+        "far": "20 s behind the target's start",
+    },
     "rounding": {
         "fp32": "float32",
         "bf16-training": "rounded to bfloat16 as the official training does",

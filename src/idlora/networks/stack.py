@@ -103,6 +103,26 @@ class AdapterStack:
         return nullcontext() if identity is None else identity.disabled()
 
     @contextmanager
+    def exchanged(self, name: str, weights: AdapterWeights) -> Iterator[None]:
+        """Another adapter at full strength in the place of one, or of none, inside this context.
+
+        Raises:
+            WeightsError: it is one of another network, or the one of that name is in the weights.
+        """
+        kept = self._adapters.pop(name, None)
+        before = None if kept is None else (kept.weights(), kept.strength)
+        if kept is not None:
+            kept.remove()
+        try:
+            self.add(name, weights)
+            yield
+        finally:
+            if name in self._adapters:
+                self._adapters.pop(name).remove()
+            if before is not None:
+                self.add(name, *before)
+
+    @contextmanager
     def bare(self) -> Iterator[None]:
         """The transformer without any branches inside this context; what is fused stays."""
         kept = {name: (adapter.weights(), adapter.strength) for name, adapter in self._adapters.items()}

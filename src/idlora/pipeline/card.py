@@ -76,6 +76,7 @@ _TRAINED: Mapping[str, str] = {
     "mask_reference_to_video": "mask_reference_to_video",
     "reference_text": "reference_text",
     "rounding": "positions",
+    "positions": "reference_time",
 }
 
 

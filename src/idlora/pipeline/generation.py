@@ -15,7 +15,14 @@ from torch import Tensor
 from idlora.core.flow import interpolate
 from idlora.core.guidance import NEUTRAL
 from idlora.core.noise import Generators, initial_noise, target_noise
-from idlora.core.positions import Rounding, audio_positions, reference_positions, round_positions, video_positions
+from idlora.core.positions import (
+    ReferenceTime,
+    Rounding,
+    audio_positions,
+    reference_positions,
+    round_positions,
+    video_positions,
+)
 from idlora.core.reference import attach_reference, detach_reference
 from idlora.core.samplers import Callback, sample_euler, sample_res2s
 from idlora.core.schedules import DEFAULT_TOKENS, ltx2_sigmas
@@ -62,7 +69,7 @@ def prepare(batch: Sequence[Inputs], settings: Settings, codecs: Codecs, device:
     audio = _join([audio_stream(torch.zeros(1, num_tokens, codecs.audio_channels, device=device))] * len(batch))
     references = [reference_tokens(inputs, codecs, device) for inputs in batch]
     video = _video(batch, settings, codecs, device)
-    state = AVState(video, with_references(audio, references, settings.positions))
+    state = AVState(video, with_references(audio, references, settings.positions, settings.reference_time))
     return round_positions(state, settings.positions)
 
 
@@ -121,22 +128,27 @@ def reference_tokens(inputs: Inputs, codecs: Codecs, device: torch.device) -> Te
     return codecs.audio.encode(torch.from_numpy(inputs.voice.copy())[None].to(device))[0].float()
 
 
-def with_references(target: LatentState, references: Sequence[Tensor], rounding: Rounding = "fp32") -> LatentState:
+def with_references(
+    target: LatentState,
+    references: Sequence[Tensor],
+    rounding: Rounding = "fp32",
+    time: ReferenceTime = "negative",
+) -> LatentState:
     """The audio stream with one reference (T_b, C) in front of each sample; the shorter ones are padded in front."""
     longest = max(len(reference) for reference in references)
     if longest == 0:
         return target
-    tokens, positions, valid = pad_references(references, longest, rounding)
+    tokens, positions, valid = pad_references(references, longest, rounding, time)
     return attach_reference(target, tokens, positions, None if min(map(len, references)) == longest else valid)
 
 
 def pad_references(
-    references: Sequence[Tensor], longest: int, rounding: Rounding = "fp32"
+    references: Sequence[Tensor], longest: int, rounding: Rounding = "fp32", time: ReferenceTime = "negative"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """References (T_b, C) padded in front: tokens (B, T, C), positions (B, 1, T, 2) and valid (B, T), T = longest."""
     lengths = [len(reference) for reference in references]
     tokens = torch.stack([_padded(reference, longest, 0) for reference in references])
-    bounds = [reference_positions(length, rounding, device=tokens.device)[0] for length in lengths]
+    bounds = [reference_positions(length, rounding, time, tokens.device)[0] for length in lengths]
     positions = torch.stack([_padded(bound, longest, 1) for bound in bounds])
     rows = torch.arange(longest, device=tokens.device)
     return tokens, positions, rows >= longest - torch.tensor(lengths, device=tokens.device)[:, None]

@@ -69,7 +69,7 @@ def _official(base: Settings, generation: Generation) -> Settings:
     """Scales, schedule, positions, noise and seed of the official one-stage script, for comparison."""
     guidance = Guidance(stg=STGuidance(blocks=(generation.official_stg_block,)))
     settings = replace(_one_stage(base, generation), guidance=guidance, positions="bf16-inference")
-    settings = replace(settings, mask_reference_to_video=False, reference_text="open")
+    settings = replace(settings, mask_reference_to_video=False, reference_text="open", reference_time="negative")
     return replace(settings, official_noise=True, seed=OFFICIAL_SEED)
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypedDict
 
 from idlora.core.guidance import Guidance, Term
-from idlora.core.positions import Rounding
+from idlora.core.positions import ReferenceTime, Rounding
 from idlora.errors import InputError, SettingsError
 from idlora.networks.blocks import ReferenceText
 from idlora.pipeline.records import from_json, read_json, to_json
@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     mask_reference_to_video: bool
     reference_text: ReferenceText
     positions: Rounding
+    reference_time: ReferenceTime
     official_noise: bool
     max_voice_seconds: float
     clean_voice: bool
@@ -99,6 +100,8 @@ class Settings:
         reference_text: what the reference gets from the text: `open` attends to it, `average` takes the mean over it,
             `block` gets nothing. An adapter that says which it was trained with makes that the model's default.
         positions: `fp32`, or rounded as the official code does (`bf16-inference`, `bf16-training`).
+        reference_time: where the reference lies beside the target: `negative` is before it, the method; `adjacent` is
+            without the gap, `shared` at the target's times, `far` behind: for adapters that were trained so.
         official_noise: draws reference and target in one go, as the official code does.
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
         clean_voice: takes noise out of the voice first (RNNoise, the extra `clean`).
@@ -126,6 +129,7 @@ class Settings:
     mask_reference_to_video: bool = False
     reference_text: ReferenceText = "open"
     positions: Rounding = "fp32"
+    reference_time: ReferenceTime = "negative"
     official_noise: bool = False
     max_voice_seconds: float = 5.0
     clean_voice: bool = False

@@ -48,6 +48,7 @@ class Extent:
         batch: clips generated at once.
         held_out: validation speakers whose losses are compared, 1 to 40.
         modality: modality guidance of the picture as shipped, a pass more; without it there is none.
+        trains: ablations that are missing are trained.
 
     Raises:
         SettingsError: there are no such speakers.
@@ -62,6 +63,7 @@ class Extent:
     batch: int = 12
     held_out: int = 24
     modality: bool = True
+    trains: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.speakers <= NUM_SPEAKERS[SPLIT]:
@@ -82,6 +84,7 @@ FULL = Extent(
     scales=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
     seconds=(0.5, 1.0, 2.0, 4.0, 5.0),
     held_out=40,
+    trains=True,
 )
 
 
@@ -104,6 +107,7 @@ class Arm:
         struck: an object is struck.
         pictures: decoded as well as the sound.
         onset: the first half second is judged too.
+        adapter: key of an ablation (`ablations.ABLATIONS`) instead of the model's own; empty = that.
     """
 
     name: str
@@ -118,9 +122,10 @@ class Arm:
     struck: bool = False
     pictures: bool = False
     onset: bool = False
+    adapter: str = ""
 
     def settings(self, shipped: Settings, extent: Extent) -> Settings:
-        """The shipped settings with what this arm changes."""
+        """The settings of the adapter with what this arm changes."""
         guidance = shipped.guidance
         scale = 0.0 if self.reference == "none" else self.scale
         identity = replace(guidance.identity, scale=scale, adapter_off=self.base_pass)
@@ -130,12 +135,14 @@ class Arm:
             guidance=replace(guidance, identity=identity, modality=modality),
             num_inference_steps=extent.steps,
             mask_reference_to_video=self.masks and shipped.mask_reference_to_video,
-            positions=self.positions,
+            positions=shipped.positions if self.adapter else self.positions,
         )
 
-    def key(self, settings: Settings) -> str:
-        """Names the clips: by everything but speaker, prompt and seed."""
+    def key(self, settings: Settings, digest: str = "") -> str:
+        """Names the clips: by everything but speaker, prompt and seed; `digest` is that of the ablation's file."""
         told: dict[str, Any] = {"arm": vars(self), "settings": settings_to_json(settings), "code": _CODE}
+        if digest:
+            told["adapter"] = digest
         return f"{self.name}/{fingerprint(told)}"
 
 

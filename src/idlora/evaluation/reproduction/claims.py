@@ -59,7 +59,7 @@ class Row:
         arms: what must have been made.
         measured: from the trials.
         remark: what a reader must know.
-        held_out: needs the held-out losses instead of clips.
+        held_out: adapters whose held-out losses it needs instead of clips, by key; '' is the model's own.
         control: a row that must hold before this one counts as reproduced.
     """
 
@@ -68,8 +68,13 @@ class Row:
     arms: tuple[Arm, ...]
     measured: Callable[[Trials], Measured | None]
     remark: str = ""
-    held_out: bool = False
+    held_out: tuple[str, ...] = ()
     control: Row | None = None
+
+    @property
+    def adapters(self) -> list[str]:
+        """Keys of the ablations that it needs."""
+        return sorted({*(arm.adapter for arm in self.arms), *self.held_out} - {""})
 
 
 def against(first: Arm, second: Arm, number: Number, claim: Claim, measure: str, remark: str = "") -> Row:
@@ -372,7 +377,7 @@ def held_out_row() -> Row:
         return difference_of(right, wrong)
 
     claim = Claim("The right speaker's reference foretells the sound better than another's (below 0)", "-", "below")
-    return Row(claim, "right - wrong: held-out loss of the sound", (), measured, held_out=True)
+    return Row(claim, "right - wrong: held-out loss of the sound", (), measured, held_out=("",))
 
 
 def curve(trials: Trials, arms: list[Arm], number: Number) -> list[Measured | None]:

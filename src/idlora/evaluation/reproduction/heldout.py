@@ -18,7 +18,7 @@ from idlora.data.world.speakers import NUM_SPEAKERS, clip, speaker
 from idlora.data.world.voice import SAMPLE_RATE
 from idlora.evaluation.store import Values
 from idlora.networks.joint import JointModel, JointOptions
-from idlora.pipeline import IDLoraPipeline, Request
+from idlora.pipeline import IDLoraPipeline, Request, Settings
 from idlora.pipeline.generation import reference_tokens
 from idlora.pipeline.inputs import read_inputs
 from idlora.pipeline.meter import Meter
@@ -29,13 +29,13 @@ _SECONDS = 3.0
 
 
 @torch.no_grad()
-def heldout_losses(pipe: IDLoraPipeline, who: int) -> Values:
+def heldout_losses(pipe: IDLoraPipeline, who: int, settings: Settings) -> Values:
     """Mean loss of the sound of validation speaker `who`, 0 to 39, over the noise levels: `right` and `wrong`.
 
     Clip, caption, noise and first frame are the same for both; the wrong reference is that of the speaker half the
     split further on, of the same length and likewise drawn.
     """
-    settings = replace(pipe.card.defaults, guidance=NEUTRAL)
+    settings = replace(settings, guidance=NEUTRAL)
     others = (who, (who + NUM_SPEAKERS["validation"] // 2) % NUM_SPEAKERS["validation"])
     spec = clip("validation", who)
     batch = [read_inputs(Request(caption(spec), settings, None, _voice(each, who))) for each in others]
@@ -61,7 +61,9 @@ def heldout_losses(pipe: IDLoraPipeline, who: int) -> Values:
             context=context,
             conditioned=given,
             reference=references,
-            reference_positions=reference_positions(references.shape[1], device=pipe.device),
+            reference_positions=reference_positions(
+                references.shape[1], settings.positions, settings.reference_time, pipe.device
+            ),
         )
         losses.append(training_step(model, step).by_sample[1])
     right, wrong = torch.stack(losses).mean(0).tolist()

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -20,7 +22,7 @@ from idlora.evaluation.judges import Footage, mono
 from idlora.evaluation.reproduction.arms import Arm
 from idlora.evaluation.reproduction.heldout import heldout_losses
 from idlora.evaluation.store import Values
-from idlora.networks.adapter import IDENTITY
+from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.joint import JointModel, JointOptions
@@ -35,12 +37,12 @@ from idlora.pipeline.texts import Texts
 class Maker(Protocol):
     """Anything that makes the clips of an arm."""
 
-    def make(self, arm: Arm, requests: Sequence[Request]) -> list[Footage]:
-        """A clip for each request; they share their settings but for seeds."""
+    def make(self, arm: Arm, requests: Sequence[Request], adapter: Path | None = None) -> list[Footage]:
+        """A clip for each request; they share their settings but for seeds. An adapter's file instead of the own."""
         ...
 
-    def losses(self, who: int) -> Values:
-        """Held-out loss of a validation speaker, see `heldout.heldout_losses`."""
+    def losses(self, who: int, settings: Settings, adapter: Path | None = None) -> Values:
+        """Held-out loss of a validation speaker, see `heldout.heldout_losses`; likewise."""
         ...
 
 
@@ -60,12 +62,16 @@ class PipelineMaker:
     pipe: IDLoraPipeline
 
     @torch.no_grad()
-    def make(self, arm: Arm, requests: Sequence[Request]) -> list[Footage]:
+    def make(self, arm: Arm, requests: Sequence[Request], adapter: Path | None = None) -> list[Footage]:
         """See `Maker.make`; pictures are decoded only where the arm wants them.
 
         Raises:
             WeightsError: the tokens are not finite.
         """
+        with self._adapted(adapter):
+            return self._make(arm, requests)
+
+    def _make(self, arm: Arm, requests: Sequence[Request]) -> list[Footage]:
         pipe = self.pipe
         batch = [read_inputs(request, pipe.card.vocabulary) for request in requests]
         bare = pipe.adapters.without_identity() if arm.reference == "none" else nullcontext()
@@ -77,9 +83,13 @@ class PipelineMaker:
                 state = self._driven(batch, texts, state)
         return self._decoded(state, batch[0].settings, pictures=arm.pictures)
 
-    def losses(self, who: int) -> Values:
+    def losses(self, who: int, settings: Settings, adapter: Path | None = None) -> Values:
         """See `Maker.losses`."""
-        return heldout_losses(self.pipe, who)
+        with self._adapted(adapter):
+            return heldout_losses(self.pipe, who, settings)
+
+    def _adapted(self, adapter: Path | None) -> AbstractContextManager[None]:
+        return nullcontext() if adapter is None else self.pipe.adapters.exchanged(IDENTITY, _weights(adapter))
 
     def _alone(self, batch: Sequence[Inputs], texts: Texts) -> AVState:
         """Both streams, neither of which heard or saw the other."""
@@ -119,3 +129,8 @@ class PipelineMaker:
             return [Footage(samples=sound, sample_rate=rate) for sound in sounds]
         frames = codecs.video.decode(state.video.tokens, codecs.grid(settings)).cpu().numpy()
         return [Footage(each, settings.frame_rate, sound, rate) for each, sound in zip(frames, sounds, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _weights(file: Path) -> AdapterWeights:
+    return read_adapter(file)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from idlora.errors import OutputError, SettingsError
+from idlora.evaluation.reproduction.ablations import Trained, Workshop
 from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent, arms_of
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.claims import Row, rows_of
 from idlora.evaluation.reproduction.curves import drawings
-from idlora.evaluation.reproduction.findings import Finding, judged, uncontrolled
+from idlora.evaluation.reproduction.findings import Finding, judged, uncontrolled, untestable
 from idlora.evaluation.reproduction.makers import Maker, PipelineMaker
 from idlora.evaluation.reproduction.pages import PLOTS, write_page, write_plots, write_rows
+from idlora.evaluation.reproduction.training_rows import training_rows
 from idlora.evaluation.reproduction.trials import Owner, Trials, offline_judges
 from idlora.pipeline import IDLoraPipeline, Settings
 from idlora.pipeline.output import versions
@@ -29,16 +32,22 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Laboratory:
-    """What works: a maker with the model's settings, the digests of its weights, and who judges."""
+    """What works: a maker with the model's settings, the digests of its weights, who judges, and who trains."""
 
     maker: Maker
     shipped: Settings
     owner: Owner
+    workshop: Workshop | None = None
 
     @classmethod
-    def of(cls, pipe: IDLoraPipeline) -> Laboratory:
+    def of(cls, pipe: IDLoraPipeline, latents: Path | None = None) -> Laboratory:
         """That of a pipeline, with all judges that need no weights (SettingsError if a package is missing)."""
-        return cls(PipelineMaker(pipe), pipe.card.defaults, Owner(pipe.digests, offline_judges()))
+        workshop = Workshop(pipe, latents, os.cpu_count() or 1)
+        return cls(PipelineMaker(pipe), pipe.card.defaults, Owner(pipe.digests, offline_judges()), workshop)
+
+    def adapters(self, out: Path) -> dict[str, Trained]:
+        """The ablations that are there."""
+        return {} if self.workshop is None else self.workshop.found(out)
 
 
 def extent_of(*, quick: bool) -> Extent:
@@ -62,12 +71,15 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {out}: {error.strerror or error}; choose another --out") from error
-    trials = replace(Trials.of(lab.maker, lab.shipped, extent, out, lab.owner), moved=moved)
+    trials = Trials.of(lab.maker, lab.shipped, extent, out, lab.owner)
+    trials = replace(trials, moved=moved, adapters=lab.adapters(out))
     command = f"idlora reproduce {'--quick ' if extent.name == 'quick' else ''}--out {out.name}"
     measured: list[Finding] = []
     beyond = out_of_reach()
     began = time.process_time()
-    for row in rows_of(extent):
+    for row in (*rows_of(extent), *training_rows()):
+        if extent.trains:
+            _train(lab, trials, row, out)
         measured.append(_finding(trials, row, command))
         write_rows(out, [*measured, *beyond])
         write_page(out, [*measured, *beyond], trials.faults, extent, _told(lab, trials, command, began))
@@ -79,11 +91,22 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
     return found
 
 
+def _train(lab: Laboratory, trials: Trials, row: Row, out: Path) -> None:
+    """Train what a row needs and nobody has trained yet."""
+    missing = [key for key in row.adapters if key not in trials.adapters]
+    if missing and lab.workshop is not None:
+        lab.workshop.train(missing, out, trials.moved)
+        trials.adapters.update(lab.workshop.found(out))
+
+
 def _finding(trials: Trials, row: Row, command: str) -> Finding:
+    if missing := [key for key in row.adapters if key not in trials.adapters]:
+        remark = f"{'; '.join(missing)}: no such adapter yet; the command trains it"
+        return untestable(row.claim, remark, command.replace("--quick ", ""))
     for arm in row.arms:
         trials.run(arm)
-    if row.held_out:
-        trials.run_held_out()
+    for adapter in row.held_out:
+        trials.run_held_out(adapter)
     found = judged(row.claim, row.measured(trials), row.measure, command, row.remark)
     return found if row.control is None or _holds(trials, row.control) else uncontrolled(found)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from idlora.data.world.captions import prompt_of
 from idlora.errors import IDLoraError, OutputError, SettingsError
@@ -15,6 +16,7 @@ from idlora.evaluation.judges import Footage, Judge
 from idlora.evaluation.judges.conditions import Acoustics
 from idlora.evaluation.laboratory.bench import judge_footage, judge_key
 from idlora.evaluation.laboratory.panel import Panel
+from idlora.evaluation.reproduction.ablations import Trained
 from idlora.evaluation.reproduction.arms import Arm, Extent, asked, measured_by, misplaced, request_of
 from idlora.evaluation.reproduction.makers import Maker
 from idlora.evaluation.reproduction.strikes import struck_by_picture, struck_by_sound
@@ -66,6 +68,7 @@ class Trials:
         extent: how much.
         store: scores so far.
         panel: who judges.
+        adapters: ablations that are there, by key.
         faults: what could not be made in this call.
         moved: told of every batch.
     """
@@ -75,11 +78,12 @@ class Trials:
     extent: Extent
     store: Store
     panel: Mapping[str, Judge]
+    adapters: dict[str, Trained] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     moved: Callable[[str], None] = lambda _: None
 
     @classmethod
-    def of(cls, maker: Maker, shipped: Settings, extent: Extent, out: Path, owner: Owner) -> Trials:
+    def of(cls, maker: Maker, shipped: Settings, extent: Extent, out: Path, owner: Owner) -> Self:
         """With a store in a folder.
 
         Raises:
@@ -89,8 +93,9 @@ class Trials:
         return cls(maker, shipped, extent, Store(out / "scores.jsonl", owner.name), owner.judges)
 
     def settings(self, arm: Arm) -> Settings:
-        """Those of an arm's clips."""
-        return arm.settings(self.shipped, self.extent)
+        """Those of an arm's clips (SettingsError if its adapter is not there)."""
+        trained = self._trained(arm.adapter)
+        return arm.settings(trained.settings if trained else self.shipped, self.extent)
 
     def run(self, arm: Arm) -> None:
         """Make and judge the clips of an arm that are not known yet; one that fails is told and stops no other."""
@@ -111,22 +116,25 @@ class Trials:
         keys = {place: self._key(arm, settings, place) for place in self.extent.places}
         return {place: self.store[key] for place, key in keys.items() if key in self.store}
 
-    def run_held_out(self) -> None:
-        """The held-out losses that are not known yet."""
+    def run_held_out(self, adapter: str = "") -> None:
+        """The held-out losses with an adapter that are not known yet."""
+        settings, file = (
+            (trained.settings, trained.file) if (trained := self._trained(adapter)) else (self.shipped, None)
+        )
         for who in range(self.extent.held_out):
-            if (key := f"held-out/{who}") in self.store:
+            if (key := self._held_out_key(adapter, who)) in self.store:
                 continue
             try:
-                self.store.put(key, self.maker.losses(who))
+                self.store.put(key, self.maker.losses(who, settings, file))
             except (OutputError, SettingsError):
                 raise
             except Exception as error:  # noqa: BLE001 - one bad clip must not end a night's work
                 self._fault("held-out", (who, 0), error)
-        self.moved("held-out losses")
+        self.moved(f"held-out losses {adapter}".strip())
 
-    def losses(self) -> dict[int, Values]:
-        """The held-out losses that are known, by speaker."""
-        keys = {who: f"held-out/{who}" for who in range(self.extent.held_out)}
+    def losses(self, adapter: str = "") -> dict[int, Values]:
+        """The held-out losses with an adapter that are known, by speaker."""
+        keys = {who: self._held_out_key(adapter, who) for who in range(self.extent.held_out)}
         return {who: self.store[key] for who, key in keys.items() if key in self.store}
 
     def seconds(self, arms: Iterable[Arm]) -> float:
@@ -134,13 +142,24 @@ class Trials:
         return float(sum(values["seconds"] for arm in arms for values in self.verdicts(arm).values()))
 
     def _key(self, arm: Arm, settings: Settings, place: Place) -> str:
-        return f"{arm.key(settings)}/{place[0]}/{place[1]}"
+        trained = self._trained(arm.adapter)
+        return f"{arm.key(settings, trained.digest if trained else '')}/{place[0]}/{place[1]}"
+
+    def _held_out_key(self, adapter: str, who: int) -> str:
+        trained = self._trained(adapter)
+        return f"held-out/{adapter}/{trained.digest[:16]}/{who}" if trained else f"held-out/{who}"
+
+    def _trained(self, adapter: str) -> Trained | None:
+        if adapter and adapter not in self.adapters:
+            raise SettingsError(f"the adapter {adapter!r} is not there; `idlora reproduce` without --quick trains it")
+        return self.adapters.get(adapter)
 
     def _made(self, arm: Arm, settings: Settings, batch: Sequence[Place]) -> list[tuple[Place, Footage]]:
         """The clips of a batch; if it fails, one by one, so that a bad one takes no other with it."""
         try:
             requests = [request_of(arm, settings, *place) for place in batch]
-            return list(zip(batch, self.maker.make(arm, requests), strict=True))
+            trained = self._trained(arm.adapter)
+            return list(zip(batch, self.maker.make(arm, requests, trained.file if trained else None), strict=True))
         except SettingsError:
             raise  # of the arm, not of the clip: every other clip would meet it too
         except Exception as error:  # noqa: BLE001 - likewise

@@ -178,12 +178,12 @@ class Batcher:
 
         Without a mask shorter ones are padded behind, which moves them away from the target, as the official code does.
         """
-        rounding = self.options.positions
+        rounding, time = self.options.positions, self.options.reference_time
         longest = self.longest.reference or max(map(len, references))
         if self.options.mask_padding:
-            tokens, positions, real = pad_references(references, longest, rounding)
+            tokens, positions, real = pad_references(references, longest, rounding, time)
             return tokens, positions, None if min(map(len, references)) == longest else real
-        return _behind(references, longest), reference_positions(longest, rounding), None
+        return _behind(references, longest), reference_positions(longest, rounding, time), None
 
     @torch.no_grad()
     def _context(self, texts: Sequence[TextFeatures]) -> TextContext:

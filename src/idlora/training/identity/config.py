@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from idlora.core.positions import Rounding
+from idlora.core.positions import ReferenceTime, Rounding
 from idlora.errors import SettingsError
 from idlora.networks.adapter import IDENTITY_TARGETS
 from idlora.networks.blocks import ReferenceText
@@ -46,10 +46,12 @@ class Data:
     Attributes:
         train: folders that `idlora precompute` made; all samples of the split `train` in them.
         validation: the same for the split `validation`, from which the validation loss is computed; may be empty.
+        limit: the first so many training samples alone, to learn what more of them bring; 0 = all.
     """
 
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class ObjectiveOptions:
     Attributes:
         positions: `bf16-training` rounds them as the published adapters were trained with, which lets half of the
             reference tokens of 5 s fall together; fp32 keeps all apart.
+        reference_time: where the reference lies beside the target: `negative` before zero, as published; `adjacent`,
+            `shared` and `far` are what that is compared with.
         mask_reference_to_video: no video token sees the reference, so that it can only speak.
         reference_text: what reference tokens get from the text: `block` nothing; `average` what the official mask comes
             to, the mean over all text tokens; `open` as published inference has it. The adapter's file names this mask
@@ -108,6 +112,7 @@ class ObjectiveOptions:
     """
 
     positions: Rounding = "fp32"
+    reference_time: ReferenceTime = "negative"
     mask_reference_to_video: bool = True
     reference_text: ReferenceText = "block"
     equal_lengths: bool = True
@@ -269,6 +274,8 @@ def _problems(config: TrainingConfig) -> Iterator[str]:
     for name, value in counts.items():
         if value < 1:
             yield f"{name} {value}: it must be at least 1"
+    if config.data.limit < 0:
+        yield f"data.limit {config.data.limit}: it must be at least 0, which is all"
     if engine.kept_blocks < 0:
         yield f"kept_blocks {engine.kept_blocks}: it must be at least 0"
     shares = {name: getattr(objective, name) for name in ("first_frame", "reference_dropout", "text_dropout")}

@@ -25,7 +25,7 @@ from idlora.pipeline.plan import META, Weights, weights_of
 from idlora.pipeline.sources import read_model
 from idlora.training.identity.config import TrainingConfig
 from idlora.training.identity.module import TrainingModule
-from idlora.training.identity.setup import named_model, open_stores, parts_of, samples_of, set_checkpointing
+from idlora.training.identity.setup import named_model, parts_of, set_checkpointing, training_samples
 from idlora.training.latents.store import Row
 from idlora.training.objective import TrainingBatch
 
@@ -80,7 +80,7 @@ def foretell(config: TrainingConfig) -> Iterator[str]:
     outline = read_model(named_model(config.model), parts_of(config.model))
     blueprint = outline.blueprints["transformer"]
     generation = generation_of(blueprint.full_config()).name
-    rows = [row for _, row in samples_of(open_stores(config.data.train, generation), "train")]
+    rows = [row for _, row in training_samples(config.data, generation)]
     largest = max(rows, key=lambda row: row.grid[0] * row.grid[1] * row.grid[2])
     size, speakers = config.engine.batch * config.engine.accumulate, len({row.speaker for row in rows})
     frames, height, width = largest.grid

@@ -29,7 +29,7 @@ from idlora.pipeline import IDLoraPipeline, Parts, Placement
 from idlora.pipeline.card import defaults_for, read_card
 from idlora.pipeline.sources import digests_of, load_model, model_path
 from idlora.training.identity.batches import Batcher, Longest
-from idlora.training.identity.config import AdapterShape, Engine, Model, ObjectiveOptions, TrainingConfig
+from idlora.training.identity.config import AdapterShape, Data, Engine, Model, ObjectiveOptions, TrainingConfig
 from idlora.training.identity.module import TrainingModule, joint_options
 from idlora.training.identity.sampling import Sampler
 from idlora.training.latents.store import LatentStore, Row
@@ -142,9 +142,14 @@ def samples_of(stores: tuple[LatentStore, ...], split: str) -> tuple[tuple[Laten
     return found
 
 
+def training_samples(data: Data, generation: str) -> tuple[tuple[LatentStore, Row], ...]:
+    """The samples that are trained on (TrainingError if there are none)."""
+    return samples_of(open_stores(data.train, generation), "train")[: data.limit or None]
+
+
 def make_sampler(config: TrainingConfig, bench: Bench, world: int) -> Sampler:
     """The training samples in their order, for so many processes."""
-    samples = samples_of(open_stores(config.data.train, bench.pipe.generation.name), "train")
+    samples = training_samples(config.data, bench.pipe.generation.name)
     return Sampler(samples, config.engine.batch * config.engine.accumulate * world, config.seed)
 
 
@@ -209,7 +214,6 @@ class AdapterFile:
             "rank": str(rank),
             "alpha": f"{self.config.adapter.alpha or rank:g}",
             "targets": json.dumps(sorted(AdapterWeights(layers).targets)),
-            "positions": "negative",
             **_conditions(self.config.objective),
             "data": self.data,
             "seed": str(self.config.seed),
@@ -221,6 +225,7 @@ def _conditions(objective: ObjectiveOptions) -> dict[str, str]:
     """What of an objective inference has to do as well, as metadata."""
     masks = joint_options(objective)
     return {
+        "positions": objective.reference_time,
         "rounding": objective.positions,
         "mask_reference_to_video": json.dumps(masks.mask_reference_to_video),
         "reference_text": masks.reference_text,

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters that differ from one small recipe in one thing each: what rows on training are measured with.
+
+The recipe is the miniature's own with rank 2, short, on float32: an adapter that ships must be small, and what is
+compared is trained alike. A file's name has the digest of its recipe, so that one of another recipe is never taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from idlora.data.manifest import read_manifest, write_manifest
+from idlora.data.world.pairs import WorldPair, render_pairs
+from idlora.errors import OutputError
+from idlora.evaluation.store import fingerprint
+from idlora.files import replacing, sha256_of
+from idlora.networks.adapter import read_adapter
+from idlora.pipeline import IDLoraPipeline, Settings
+from idlora.pipeline.card import ModelCard, defaults_for
+from idlora.pipeline.records import from_json
+from idlora.training.identity.config import (
+    AdapterShape,
+    Data,
+    Engine,
+    Saving,
+    TrainingConfig,
+    Watching,
+    config_to_json,
+)
+from idlora.training.identity.presets import preset_config
+from idlora.training.identity.run import run_training
+from idlora.training.latents.encode import EncodeOptions, precompute
+from idlora.training.latents.filling import Report
+from idlora.training.latents.store import LatentStore
+
+Notice = Callable[[str], None]
+ADAPTERS = "adapters"  # below the folder of a reproduction
+PAIRS = 1000
+SEEDS = (0, 1, 2)
+_MINIATURE = preset_config("miniature")
+RECIPE = replace(
+    _MINIATURE,
+    steps=240,
+    adapter=AdapterShape(rank=2),
+    data=Data(limit=PAIRS),
+    optimization=replace(_MINIATURE.optimization, learning_rate=3e-3, warmup=10, ema=0.97),
+    engine=Engine(batch=8, precision="fp32", checkpointing="none"),
+    saving=Saving(every=60, keep_last=1),
+    watching=Watching(validate_every=0),
+)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """An adapter of the recipe with one change.
+
+    Attributes:
+        name: of the change.
+        seed: of its first weights, its order and its draws.
+        changes: of the configuration, as in a YAML file.
+    """
+
+    name: str
+    seed: int = 0
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """By which arms name it."""
+        return f"{self.name}-{self.seed}"
+
+    @property
+    def config(self) -> TrainingConfig:
+        """How it is trained; folders are still empty."""
+        return replace(from_json(RECIPE, self.changes, self.name), seed=self.seed)
+
+    @property
+    def file_name(self) -> str:
+        """Key and digest of the recipe; speed alone is not in it."""
+        told = config_to_json(self.config)
+        told = {name: value for name, value in told.items() if name not in ("out", "engine", "saving", "watching")}
+        return f"{self.key}-{fingerprint(told)[:8]}.safetensors"
+
+
+def _placed(time: str) -> tuple[Ablation, ...]:
+    changes = {} if time == "negative" else {"objective": {"reference_time": time}}
+    return tuple(Ablation(time, seed, changes) for seed in SEEDS)
+
+
+NEGATIVE, SHARED, FAR, ADJACENT = (_placed(time) for time in ("negative", "shared", "far", "adjacent"))
+ROUNDED = Ablation("rounded", 0, {"objective": {"positions": "bf16-training"}})
+NO_DROPOUT = Ablation("no-dropout", 0, {"objective": {"reference_dropout": 0.0}})
+UNMASKED = Ablation("unmasked", 0, {"objective": {"mask_reference_to_video": False}})
+BLOCKED = Ablation("blocked", 0, {"objective": {"reference_text": "block"}})
+FEW_PAIRS = Ablation("few-pairs", 0, {"data": {"limit": 100}})
+FEW_STEPS = Ablation("few-steps", 0, {"steps": 60})
+ABLATIONS: tuple[Ablation, ...] = (
+    *(*NEGATIVE, *SHARED, *FAR, *ADJACENT),
+    *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED),
+    *(FEW_PAIRS, FEW_STEPS),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter's file, its SHA-256, and the settings that its clips are made with."""
+
+    file: Path
+    digest: str
+    settings: Settings
+
+
+def shipped_folder() -> Path:
+    """Where those that ship are."""
+    import idlora
+
+    return Path(idlora.__file__).parent / "weights" / "ablations"
+
+
+def found(folders: Iterable[Path], card: ModelCard) -> dict[str, Trained]:
+    """Those of the recipe that lie in some folders, by key; the first folder that has one counts.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    places = tuple(folders)
+    files = {each.key: [path for place in places if (path := place / each.file_name).is_file()] for each in ABLATIONS}
+    return {key: _trained(paths[0], card) for key, paths in files.items() if paths}
+
+
+def _trained(file: Path, card: ModelCard) -> Trained:
+    metadata = read_adapter(file).metadata
+    return Trained(file, sha256_of(file), defaults_for(card, metadata, file).defaults)
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Where ablations are found and trained.
+
+    Attributes:
+        pipe: the model, which encodes the pairs.
+        latents: folder of encoded pairs of the world; None = they are made.
+        workers: processes that render them.
+    """
+
+    pipe: IDLoraPipeline
+    latents: Path | None = None
+    workers: int = 1
+
+    def found(self, out: Path) -> dict[str, Trained]:
+        """Those in the folder of a reproduction and those that ship (WeightsError if a file is damaged)."""
+        return found((out / ADAPTERS, shipped_folder()), self.pipe.card)
+
+    def train(self, keys: Iterable[str], out: Path, moved: Notice) -> None:
+        """Train some into the folder of a reproduction; what an interruption left of one is gone on with.
+
+        Raises:
+            TrainingError: the encoded pairs are missing or damaged, or a loss is not finite.
+            OutputError: a file cannot be written.
+        """
+        latents = self.latents or encoded_pairs(self.pipe, out / "data", moved, self.workers)
+        for ablation in ABLATIONS:
+            if ablation.key in keys:
+                _train(ablation, latents, out / ADAPTERS, moved)
+
+
+def _train(ablation: Ablation, latents: Path, out: Path, moved: Notice) -> None:
+    run = out / "runs" / ablation.file_name.removesuffix(".safetensors")
+    config = ablation.config
+    config = replace(config, out=str(run), data=replace(config.data, train=(str(latents),)))
+
+    def told(step: int, values: Mapping[str, float]) -> None:
+        moved(f"training {ablation.key}: step {step} of {config.steps}, loss {values.get('loss', float('nan')):.4f}")
+
+    trained = run_training(config, told)
+    with replacing(out / ablation.file_name) as temporary:
+        temporary.write_bytes(trained.read_bytes())
+
+
+def encoded_pairs(pipe: IDLoraPipeline, folder: Path, moved: Notice, workers: int = 1) -> Path:
+    """The pairs of the recipe, rendered and encoded below a folder; what is there is not made again.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    pairs, latents = folder / "pairs", folder / "latents"
+    if (latents / "index.json").is_file() and len(LatentStore(latents).of_split("train")) >= PAIRS:
+        return latents
+    try:
+        for part in (pairs / "clips", pairs / "references", latents):
+            part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror or error}; choose another --out") from error
+    wanted = [WorldPair("train", index) for index in range(PAIRS)]
+    for number in render_pairs(wanted, pairs, workers):
+        if number % 100 == 0:
+            moved(f"rendering pairs: {number} of {PAIRS}")
+    manifest = pairs / "manifest.jsonl"
+    write_manifest(manifest, [each.pair(pairs) for each in wanted])
+    options = replace(EncodeOptions.of(pipe.card.defaults), dtype="float16")
+
+    def told(report: Report) -> None:
+        if report.seen % 100 == 0:
+            moved(f"encoding pairs: {report.seen} of {PAIRS}")
+
+    precompute(*read_manifest(manifest), pipe, latents, options, told)
+    return latents

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The claims on training: adapters of one small recipe against each other (`ablations`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from idlora.evaluation.reproduction.ablations import (
+    ADJACENT,
+    BLOCKED,
+    FAR,
+    FEW_PAIRS,
+    FEW_STEPS,
+    NEGATIVE,
+    NO_DROPOUT,
+    PAIRS,
+    RECIPE,
+    ROUNDED,
+    SHARED,
+    UNMASKED,
+    Ablation,
+)
+from idlora.evaluation.reproduction.arms import HARD, Arm
+from idlora.evaluation.reproduction.claims import LEAKED, VOICE, WORDS, Row
+from idlora.evaluation.reproduction.findings import Claim, Measured, difference_of, mean_of
+from idlora.evaluation.reproduction.scores import Number, Scores, score, scores_of
+from idlora.evaluation.reproduction.trials import Trials
+from idlora.evaluation.store import Values
+
+Group = Sequence[Ablation]
+_NO_NUMBER = "ablation, no number at hand"
+_TO_TRUTH = "similarity (Resemblyzer) to the true clip of the speaker in the place asked for"
+_WER = "WER (pocketsphinx), quiet room and hall"
+_LIPS = score("lips-world", "correlation")
+_SMALL = f"rank {RECIPE.adapter.rank}, {RECIPE.steps} steps of {RECIPE.engine.batch}, {PAIRS} pairs each"
+_LEARNT = "held-out loss of the sound with another speaker's reference, less that with the right one"
+_MANY = 1000  # above any number of prompts
+
+
+def arm_of(ablation: Ablation, scale: float = 1.0) -> Arm:
+    """Its clips from another place's reference, judged with pictures and onset."""
+    named = f"{ablation.key}" if scale == 1 else f"{ablation.key}, scale {scale:g}"
+    return replace(HARD, name=named, adapter=ablation.key, scale=scale)
+
+
+def training_rows() -> Iterator[Row]:
+    """All rows, in the order of their worth."""
+    yield _learnt(NEGATIVE, Claim("The small recipe learns the voice (above 0)", _NO_NUMBER))
+    yield from _positions()
+    yield from _options()
+    yield from _amounts()
+
+
+def _positions() -> Iterator[Row]:
+    for words, other in (("shared", SHARED), ("a large positive offset", FAR), ("no gap", ADJACENT)):
+        told = f"Negative positions against {words}, three seeds"
+        yield _compared(NEGATIVE, other, VOICE, Claim(f"{told}: nearer to the voice (above 0)", _NO_NUMBER), _TO_TRUTH)
+        yield _compared(
+            NEGATIVE,
+            other,
+            LEAKED,
+            Claim(f"{told}: fewer words of the reference (below 0)", _NO_NUMBER, "below"),
+            "words of the reference heard, a word asked for",
+        )
+        yield _compared(
+            NEGATIVE, other, WORDS, Claim(f"{told}: fewer wrong words (below 0)", _NO_NUMBER, "below"), _WER
+        )
+        yield _compared(
+            NEGATIVE,
+            other,
+            _LIPS,
+            Claim(f"{told}: better lips (above 0)", _NO_NUMBER),
+            "correlation of lips and speech",
+        )
+        yield _fitted(NEGATIVE, other, Claim(f"{told}: a lower held-out loss (below 0)", _NO_NUMBER, "below"))
+
+
+def _options() -> Iterator[Row]:
+    usual = NEGATIVE[:1]
+    rounded = Claim("Rounded positions in training cost similarity (above 0)", "trained with positions in bf16")
+    yield _compared(usual, [ROUNDED], VOICE, rounded, _TO_TRUTH)
+    for scale in (1.0, 3.0):
+        kept = Claim(
+            f"Reference dropout in training saves words at identity guidance {scale:g} (below 0)",
+            "trained without",
+            "below",
+        )
+        yield _compared(usual, [NO_DROPOUT], WORDS, kept, _WER, scale)
+    voiced = Claim("Reference dropout in training brings the voice nearer (above 0)", "trained without")
+    yield _compared(usual, [NO_DROPOUT], VOICE, voiced, _TO_TRUTH)
+    onset = Claim("Reference dropout in training mends the first half second (above 0)", "users, not the paper")
+    yield _compared(usual, [NO_DROPOUT], score("onset", "gap"), onset, "onset gap")
+    masked = "The mask between reference and picture in training"
+    yield _compared(usual, [UNMASKED], VOICE, Claim(f"{masked}: nearer to the voice (above 0)", _NO_NUMBER), _TO_TRUTH)
+    yield _compared(usual, [UNMASKED], _LIPS, Claim(f"{masked}: better lips (above 0)", _NO_NUMBER), "lip correlation")
+    blocked = Claim(
+        "The reference cut off from the text in training: nearer to the voice (above 0)", "trained with that mask"
+    )
+    yield _compared([BLOCKED], usual, VOICE, blocked, _TO_TRUTH)
+    cut = Claim("The reference cut off from the text in training: fewer wrong words (below 0)", "likewise", "below")
+    yield _compared([BLOCKED], usual, WORDS, cut, _WER)
+
+
+def _amounts() -> Iterator[Row]:
+    usual = NEGATIVE[:1]
+    pairs, few = f"{PAIRS:,} pairs against {FEW_PAIRS.config.data.limit}", [FEW_PAIRS]
+    yield _compared(usual, few, VOICE, Claim(f"{pairs}: nearer to the voice (above 0)", "2,963 pairs"), _TO_TRUTH)
+    yield _fitted(usual, few, Claim(f"{pairs}: a lower held-out loss (below 0)", "2,963 pairs", "below"))
+    steps, early = f"{RECIPE.steps} steps against {FEW_STEPS.config.steps}", [FEW_STEPS]
+    yield _compared(
+        usual, early, VOICE, Claim(f"{steps}: nearer to the voice (above 0)", "6,000 and 3,000 steps"), _TO_TRUTH
+    )
+    yield _fitted(usual, early, Claim(f"{steps}: a lower held-out loss (below 0)", "6,000 and 3,000 steps", "below"))
+
+
+def _compared(first: Group, second: Group, number: Number, claim: Claim, measure: str, scale: float = 1.0) -> Row:
+    """The clips of some adapters less those of others, seed by seed and clip by clip, drawn again by speaker."""
+    ours, theirs = ([arm_of(each, scale) for each in group] for group in (first, second))
+
+    def measured(trials: Trials) -> Measured | None:
+        return difference_of(_merged(trials, ours, number), _merged(trials, theirs, number))
+
+    return Row(claim, f"{_named(first)} - {_named(second)}: {measure}", (*ours, *theirs), measured, _SMALL)
+
+
+def _fitted(first: Group, second: Group, claim: Claim) -> Row:
+    """Held-out losses with the right reference, likewise."""
+
+    def measured(trials: Trials) -> Measured | None:
+        return difference_of(*(_losses(trials, group, lambda values: values["right"]) for group in (first, second)))
+
+    measure = f"{_named(first)} - {_named(second)}: held-out loss of the sound with the right reference"
+    return Row(claim, measure, (), measured, _SMALL, held_out=_keys([*first, *second]))
+
+
+def _learnt(group: Group, claim: Claim) -> Row:
+    def measured(trials: Trials) -> Measured | None:
+        return mean_of(list(_losses(trials, group, lambda values: values["wrong"] - values["right"]).values()))
+
+    return Row(claim, f"{_named(group)}: {_LEARNT}", (), measured, _SMALL, held_out=_keys(group))
+
+
+def _merged(trials: Trials, arms: Sequence[Arm], number: Number) -> Scores:
+    """The scores of arms that are alike but for their seeds, each clip of each seed by itself."""
+    return {
+        (who, prompt + _MANY * seed): each
+        for seed, arm in enumerate(arms)
+        for (who, prompt), each in scores_of(trials, arm, number).items()
+    }
+
+
+def _losses(trials: Trials, group: Group, number: Callable[[Values], float]) -> Scores:
+    return {
+        (who, _MANY * seed): (f"{who:04d}", number(values), 1.0)
+        for seed, ablation in enumerate(group)
+        for who, values in trials.losses(ablation.key).items()
+    }
+
+
+def _named(group: Group) -> str:
+    return group[0].name
+
+
+def _keys(group: Group) -> tuple[str, ...]:
+    return tuple(ablation.key for ablation in group)
