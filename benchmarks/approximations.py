@@ -12,19 +12,24 @@ are switched on.
 
 `products` is the share of the operations of five separate passes at the published size of LTX-2.3, 512 x 512 x 121,
 over 30 steps; nothing is timed here.
+
+`--judged N --out DIR` makes two clips of each of N unseen speakers in every way as well and judges them (`judged.py`):
+the change of similarity, word errors, lips and place and style against the exact way. `--only NAME ...` takes some.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from judged import EXACT, MEASURES, Change, judged
 from torch import Tensor
 
 from idlora.core.guidance import X0, Guidance, ModalityGuidance, Pass, STGuidance
@@ -51,7 +56,6 @@ from idlora.pipeline.output import versions
 SPLIT: Split = "validation"
 SECONDS, BLOCK, PUBLISHED_BLOCK = 3.0, 4, 28
 PUBLISHED, STEPS = Tokens(video=4096, audio=121, reference=126, text=1024), 30
-Change = Callable[[Guidance], Guidance]
 
 
 def changed(**terms: Mapping[str, Any]) -> Change:
@@ -190,13 +194,18 @@ def summary(errors: Errors) -> dict[str, Any]:
     return told
 
 
+def settings_of(pipe: IDLoraPipeline, num_steps: int | None) -> Settings:
+    """The model's own with all terms of guidance."""
+    own = pipe.card.defaults
+    base = replace(own.guidance, stg=STGuidance(blocks=(BLOCK,)), modality=ModalityGuidance())
+    return replace(own, guidance=base, num_inference_steps=num_steps or own.num_inference_steps)
+
+
 def measured(num_clips: int, num_steps: int | None) -> dict[str, Any]:
     """Every setting on so many clips, one a speaker."""
     pipe = IDLoraPipeline.from_pretrained("miniature")
-    own = pipe.card.defaults
-    base = replace(own.guidance, stg=STGuidance(blocks=(BLOCK,)), modality=ModalityGuidance())
-    settings = replace(own, guidance=base, num_inference_steps=num_steps or own.num_inference_steps)
-    found = compared(pipe, settings, num_clips)
+    settings = settings_of(pipe, num_steps)
+    base, found = settings.guidance, compared(pipe, settings, num_clips)
     told: dict[str, Any] = {"exact": {"products": products(base)}}
     for name, change in SETTINGS.items():
         told[name] = {"products": products(change(base)), **summary(found[name])}
@@ -219,6 +228,18 @@ def row(name: str, each: Mapping[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def judged_lines(told: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """The table of judgements."""
+    lines = ["| setting | " + " | ".join(MEASURES) + " | clips |", "|---" * (len(MEASURES) + 2) + "|"]
+    for name, row in told.items():
+        sign = "" if name == EXACT else "+"
+        cells = [
+            f"{row[m][0]:{sign}.3f} ({row[m][1]:{sign}.3f} to {row[m][2]:{sign}.3f})" for m in MEASURES if m in row
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(int(each[3]) for each in row.values())} |")
+    return lines
+
+
 HEAD = "| setting | products | video: a step | worst step | at the end | audio: a step | worst step | at the end |"
 
 
@@ -227,9 +248,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--steps", type=int, default=None, help="the miniature's own number by default")
+    parser.add_argument("--judged", type=int, default=0, metavar="N", help="speakers whose clips are judged, to 40")
+    parser.add_argument("--out", type=Path, default=Path("approximations"), help="folder of the scores of clips")
+    parser.add_argument("--only", nargs="+", choices=[*SETTINGS], help="these settings alone are judged")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if given.judged:
+        pipe = IDLoraPipeline.from_pretrained("miniature")
+        changes = {name: SETTINGS[name] for name in given.only or SETTINGS}
+        rows = judged(pipe, settings_of(pipe, given.steps), changes, given.judged, given.out)
+        print(json.dumps(rows, indent=1) if given.json else "\n".join(judged_lines(rows)))
+        return
     told = measured(given.clips, given.steps)
     if given.json:
         print(json.dumps(told, indent=1))
