@@ -20,10 +20,11 @@ from idlora.core.samplers import Step
 from idlora.core.state import AVState
 from idlora.data.media import Voice
 from idlora.errors import Cancelled, InputError, MediaError, SettingsError
-from idlora.pipeline import IDLoraPipeline, Keyframe, Request, progress_bar
+from idlora.pipeline import IDLoraPipeline, Keyframe, Preview, Previews, Request, progress_bar
 from idlora.pipeline.generation import Sampling, denoise, noise, prepare, schedule, with_references
 from idlora.pipeline.inputs import read_inputs
 from idlora.pipeline.meter import Meter
+from idlora.pipeline.preview import _small
 from signals import RATE, tone
 from tiny_pipeline import GUIDANCE, PICTURE, PROMPT, SETTINGS, digest, pipeline, settings, voice
 
@@ -273,6 +274,53 @@ def test_a_callback_sees_every_step_and_can_cancel() -> None:
     assert [(step.number, step.num_steps) for step in steps] == [(0, 2), (1, 2)]
     with pytest.raises(Cancelled, match="step 2 of 2"):
         pipeline()(PROMPT, callback=lambda step: step.number < 1)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "res2s"])
+def test_a_preview_is_the_clip_that_a_step_believes_in_and_changes_nothing(sampler: Any) -> None:
+    shown: list[Preview] = []
+    pipe, chosen = pipeline(), settings(sigmas=(1.0, 0.6, 0.3, 0.0), sampler=sampler)
+    result = pipe(PROMPT, settings=chosen, callback=Previews(pipe, chosen, 1, shown.append))
+    assert [(each.number, each.num_steps) for each in shown] == [(1, 3), (2, 3)]
+    assert np.array_equal(pipe(PROMPT, settings=chosen).video, result.video)
+    if sampler == "euler":  # one step down to 0 ends where the first of several believed the end to be
+        first = pipe(PROMPT, settings=replace(chosen, sigmas=(1.0, 0.0)))
+        assert np.abs(shown[0].video[0].astype(int) - first.video).max() <= 1
+        assert np.allclose(shown[0].audio[0], first.audio, atol=1e-4)
+    seldom: list[Preview] = []
+    pipe(PROMPT, settings=chosen, callback=Previews(pipe, chosen, 2, seldom.append))
+    assert [each.number for each in seldom] == [2]
+    with pytest.raises(SettingsError, match="every 0 steps"):
+        Previews(pipe, chosen, 0, seldom.append)
+
+
+def test_large_previews_are_made_small() -> None:
+    frames = (
+        torch.arange(8, dtype=torch.uint8).repeat_interleave(128)[None, None, None, :, None].expand(1, 2, 514, -1, 3)
+    )
+    small = _small(frames)
+    assert small.shape == (1, 2, 128, 256, 3)
+    assert torch.equal(small[0, 0, 0, :, 0], torch.arange(8, dtype=torch.uint8).repeat_interleave(32))
+
+
+def test_a_voice_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, seen = pipeline(), list[torch.Tensor]()
+    pipe.codecs.known_voices.clear()
+    encode = pipe.codecs.audio.encode
+
+    def watched(waveform: torch.Tensor) -> torch.Tensor:
+        seen.append(waveform)
+        return encode(waveform)
+
+    monkeypatch.setattr(pipe.codecs.audio, "encode", watched)
+    first, again = (pipe(PROMPT, voice=voice()) for _ in range(2))
+    assert len(seen) == 1
+    assert np.array_equal(first.audio, again.audio)
+    pipe(PROMPT, voice=voice(1.5))
+    assert len(seen) == 2
+    monkeypatch.setattr("idlora.pipeline.generation.KNOWN_VOICES", 1)
+    pipe(PROMPT, voice=voice(2.5))
+    assert len(pipe.codecs.known_voices) == 1
 
 
 @pytest.mark.parametrize(

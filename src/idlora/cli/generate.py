@@ -13,6 +13,7 @@ from idlora.cli.options import TABLE, settings_json, with_options
 from idlora.errors import InputError, OutputError, SettingsError
 
 if TYPE_CHECKING:
+    from idlora.core.samplers import Callback, Step
     from idlora.networks.generations import Generation
     from idlora.pipeline import IDLoraPipeline, Keyframe, Parts, Placement, Settings, TextCache
     from idlora.pipeline.plan import Demand
@@ -40,7 +41,8 @@ def _one(values: dict[str, Any]) -> None:
     settings = chosen_settings(pipe, values)
     keyframes = tuple(keyframe_of(text) for text in values["keyframe"] or ())
     request = Request(values["prompt"], settings, values["image"], values["voice"], keyframes)
-    with progress_bar() as callback:
+    with progress_bar() as moved:
+        callback = moved if values["preview"] is None else with_previews(moved, pipe, settings, values["preview"], out)
         result = pipe.generate_batch([request], callback)[0]
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -52,7 +54,7 @@ def _all(values: dict[str, Any]) -> None:
     """Do the jobs of a file."""
     from idlora.pipeline.jobs import Outcome, read_jobs, run_jobs
 
-    for name in ("prompt", "image", "voice", "keyframe"):
+    for name in ("prompt", "image", "voice", "keyframe", "preview"):
         if values[name]:
             raise InputError(f"--{name} and --jobs exclude each other; write it into the jobs")
     pipe = load(values)
@@ -65,6 +67,26 @@ def _all(values: dict[str, Any]) -> None:
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     if failed:
         raise InputError(f"{failed} of {len(outcomes)} jobs failed; {values['out'] / 'report.json'} says why")
+
+
+def with_previews(moved: Callback, pipe: IDLoraPipeline, settings: Settings, every: int, out: Path) -> Callback:
+    """The callback and, every so many steps, `x.preview.wav` and `x.preview.mp4` beside x.mp4, each over the last."""
+    from idlora.data.media import write_mp4, write_wav
+    from idlora.pipeline import Preview, Previews
+
+    def show(preview: Preview) -> None:
+        write_wav(out.with_suffix(".preview.wav"), preview.audio[0], preview.sample_rate)
+        write_mp4(
+            out.with_suffix(".preview.mp4"), preview.video[0], preview.frame_rate, preview.audio[0], preview.sample_rate
+        )
+
+    previews = Previews(pipe, settings, every, show)
+
+    def both(step: Step) -> bool | None:
+        previews(step)
+        return moved(step)
+
+    return both
 
 
 def check_target(out: Path) -> None:

@@ -63,6 +63,7 @@ TABLE = (
     Row("--preset", str, "one-stage, fast, two-stage, hq, distilled or official; other options win.", INPUTS),
     Row("--settings", Path, "JSON file of settings, or a result's sidecar; options given here win.", INPUTS),
     Row("--out", Path, "MP4 file to write; a sidecar JSON comes beside it.", INPUTS, default=Path("out.mp4")),
+    Row("--preview", int, "Every so many steps the sound so far and a small picture, beside --out.", INPUTS),
     Row("--frames", int, "Number of frames, 8k + 1.", CLIP, "num_frames"),
     Row("--height", int, "Pixels, a multiple of 32 (miniature: 24).", CLIP, "height"),
     Row("--width", int, "Pixels, a multiple of 32 (miniature: 24).", CLIP, "width"),

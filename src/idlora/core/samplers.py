@@ -30,6 +30,7 @@ class Step(NamedTuple):
     num_steps: int
     sigma: float
     state: AVState
+    x0: AVState | None = None  # what the step before believed the clean streams to be
 
 
 Callback = Callable[[Step], bool | None]
@@ -51,9 +52,9 @@ def sample_euler(model: Model, state: AVState, sigmas: Tensor, *, callback: Call
     Raises:
         Cancelled: the callback returned False.
     """
-    levels = sigmas.tolist()
+    levels, x0 = sigmas.tolist(), None
     for index, (sigma, following) in enumerate(pairwise(levels)):
-        _announce(callback, Step(index, len(levels) - 1, sigma, state))
+        _announce(callback, Step(index, len(levels) - 1, sigma, state, x0))
         x0 = _denoised(model, state, sigma)
         state = state.with_tokens(
             _euler_step(state.video.tokens, x0.video.tokens, sigma, following),
@@ -98,13 +99,15 @@ def sample_res2s(
     finish = levels[-1] == 0
     if finish:
         levels[-1] = LAST_SIGMA
-    state = _cast(state, torch.float64)
+    state, believed = _cast(state, torch.float64), None
 
     def in_double(current: AVState, sigma: float) -> AVState:
-        return _cast(_denoised(model, _cast(current, dtype), sigma), torch.float64)
+        nonlocal believed
+        believed = _cast(_denoised(model, _cast(current, dtype), sigma), torch.float64)
+        return believed
 
     for index, (sigma, following) in enumerate(pairwise(levels)):
-        _announce(callback, Step(index, len(levels) - 1, sigma, state))
+        _announce(callback, Step(index, len(levels) - 1, sigma, state, believed))
         state = _res2s_step(in_double, state, (sigma, following), generators)
     return _cast(in_double(state, LAST_SIGMA) if finish else state, dtype)
 

@@ -8,6 +8,7 @@ from idlora.pipeline.output import Result
 from idlora.pipeline.pipeline import IDLoraPipeline
 from idlora.pipeline.placement import Placement
 from idlora.pipeline.presets import PRESETS, preset_settings
+from idlora.pipeline.preview import Preview, Previews
 from idlora.pipeline.progress import progress_bar
 from idlora.pipeline.settings import Refinement, Settings, read_settings, settings_from_json, settings_to_json
 from idlora.pipeline.sources import Parts
@@ -21,6 +22,8 @@ __all__ = [
     "ModelCard",
     "Parts",
     "Placement",
+    "Preview",
+    "Previews",
     "Refinement",
     "Request",
     "Result",

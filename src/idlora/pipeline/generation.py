@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -36,14 +38,17 @@ from idlora.pipeline.inputs import Inputs
 from idlora.pipeline.settings import Settings
 from idlora.pipeline.texts import Texts
 
+KNOWN_VOICES = 64  # that stay encoded, 65 KB each at most
+
 
 @dataclass(frozen=True)
 class Codecs:
-    """What turns pictures and sound into tokens and back."""
+    """What turns pictures and sound into tokens and back; `known_voices` are tokens by the voice's digest."""
 
     video: VideoCodec
     audio: AudioCodec
     vocoder: Any
+    known_voices: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def grid(self, settings: Settings) -> VideoGrid:
         """The latent size of a clip."""
@@ -122,10 +127,16 @@ def _join(streams: list[LatentState]) -> LatentState:
 
 
 def reference_tokens(inputs: Inputs, codecs: Codecs, device: torch.device) -> Tensor:
-    """Tokens (T, C) of the voice; no rows without one."""
+    """Tokens (T, C) of the voice; no rows without one. A voice that was encoded before is remembered."""
     if inputs.voice is None:
         return torch.zeros(0, codecs.audio_channels, device=device)
-    return codecs.audio.encode(torch.from_numpy(inputs.voice.copy())[None].to(device))[0].float()
+    key = sha256(inputs.voice.tobytes()).hexdigest() + str(inputs.voice.shape)
+    if key not in codecs.known_voices:
+        while len(codecs.known_voices) >= KNOWN_VOICES:
+            codecs.known_voices.pop(next(iter(codecs.known_voices)))
+        encoded = codecs.audio.encode(torch.from_numpy(inputs.voice.copy())[None].to(device))[0].float()
+        codecs.known_voices[key] = encoded
+    return codecs.known_voices[key].to(device)
 
 
 def with_references(
@@ -258,8 +269,24 @@ def decode(state: AVState, codecs: Codecs, settings: Settings) -> Media:
 
 
 def decoded(state: AVState, codecs: Codecs, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Frames (B, F, H, W, 3) uint8 and samples (B, channels, N), where the state is."""
-    return codecs.video.decode(state.video.tokens, codecs.grid(settings)), decoded_sound(state, codecs, settings)
+    """Frames (B, F, H, W, 3) uint8 and samples (B, channels, N), where the state is; both are decoded at once."""
+    with ThreadPoolExecutor(1) as beside:
+        sound = beside.submit(_sound_beside, state, codecs, settings)
+        return codecs.video.decode(state.video.tokens, codecs.grid(settings)), sound.result()
+
+
+@torch.no_grad()  # which a thread does not inherit
+def _sound_beside(state: AVState, codecs: Codecs, settings: Settings) -> Tensor:
+    """The sound, decoded while another thread decodes the pictures; on a GPU in a stream of its own."""
+    device = state.audio.tokens.device
+    if device.type != "cuda":
+        return decoded_sound(state, codecs, settings)
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.default_stream(device))
+    with torch.cuda.stream(stream):
+        sound = decoded_sound(state, codecs, settings)
+    stream.synchronize()
+    return sound
 
 
 def decoded_sound(state: AVState, codecs: Codecs, settings: Settings) -> Tensor:
