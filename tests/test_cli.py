@@ -29,8 +29,9 @@ PROMPT = "[SPEECH] river garden"
 
 # The promise to users: an option is added here on purpose, and none goes away unseen.
 OPTIONS = """
---prompt --jobs --image --keyframe --voice --negative-prompt --preset --settings --out --preview --frames --height
---width --aspect --fps --steps --sigmas --refine-sigmas --seed --sampler --shift --text-video-scale --text-audio-scale
+--prompt --jobs --ray/--no-ray --workers --image --keyframe --voice --negative-prompt --preset --settings --out
+--preview --frames --height --width --aspect --fps --steps --sigmas --refine-sigmas --seed --sampler --shift
+--text-video-scale --text-audio-scale
 --text-star/--no-text-star --text-interval --text-every --identity-scale --identity-base/--no-identity-base
 --identity-audio-only/--identity-both --identity-interval --identity-every --stg-video-scale --stg-audio-scale
 --stg-blocks --stg-interval --stg-every --modality-video-scale --modality-audio-scale --modality-interval

@@ -2,9 +2,12 @@
 """Jobs: what a line may say, that a bad one stops nothing, and that a second run makes only what is missing."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from idlora.cli import main
@@ -12,7 +15,7 @@ from idlora.data.media import read_video, write_png, write_wav
 from idlora.errors import DeviceMemoryError, InputError
 from idlora.networks.generations import GENERATIONS
 from idlora.pipeline import IDLoraPipeline, jobs
-from idlora.pipeline.jobs import read_jobs, run_jobs
+from idlora.pipeline.jobs import read_jobs, run_jobs, run_jobs_on_cluster
 from signals import RATE, gradient_frames, tone
 from tiny_pipeline import SETTINGS, pipeline
 
@@ -146,3 +149,37 @@ def test_the_command_does_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert "--jobs" in capsys.readouterr().err
     assert main(["generate", "--model", str(tmp_path / "model")]) == 2
     assert "--prompt" in capsys.readouterr().err
+
+
+class Dying(IDLoraPipeline):
+    """Its process dies at a prompt that says so: once, or always."""
+
+    def generate_batch(self, requests: Any, callback: Any = None) -> Any:
+        for word in ("once", "always"):
+            marker = Path(os.environ["IDLORA_DIES"]) / word
+            if f"die {word}" in requests[0].prompt and (word == "always" or not marker.exists()):
+                marker.write_text("", encoding="utf-8")
+                os._exit(1)
+        return super().generate_batch(requests, callback)
+
+
+def test_workers_of_a_cluster_do_what_one_does_and_what_kills_them_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    monkeypatch.setenv("IDLORA_DIES", str(tmp_path))
+    pipeline().save_pretrained(tmp_path / "model")
+    said = ["river", "die once", "", "die always", "garden"]
+    path = written(tmp_path, *({"prompt": f"[SPEECH] {each}" if each else ""} for each in said))
+    read = partial(read_jobs, path, SETTINGS, GENERATION)
+    load = partial(Dying.from_pretrained, tmp_path / "model")
+    seen: list[str] = []
+    told = run_jobs_on_cluster(load, read(), tmp_path / "out", 2, lambda outcome: seen.append(outcome.name))
+    assert list(states(told).values()) == ["done", "done", "failed", "failed", "done"]
+    assert sorted(seen) == [outcome.name for outcome in told]
+    assert "its worker died" in told[3].reason
+    assert [each["name"] for each in json.loads((tmp_path / "out" / "report.json").read_text())] == sorted(seen)
+    alone = run_jobs(IDLoraPipeline.from_pretrained(tmp_path / "model"), read()[:2], tmp_path / "alone")
+    for outcome in alone:
+        one, other = (read_video(tmp_path / where / f"{outcome.name}.mp4").frames for where in ("out", "alone"))
+        assert np.array_equal(one, other)

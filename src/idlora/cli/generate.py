@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ def generate(**values: Any) -> None:
 def _one(values: dict[str, Any]) -> None:
     from idlora.pipeline import Request, progress_bar
 
+    if values["ray"]:
+        raise InputError("--ray is for many clips; give --jobs FILE, or leave it out")
     out: Path = values["out"]
     check_target(out)
     pipe = load(values)
@@ -52,18 +55,23 @@ def _one(values: dict[str, Any]) -> None:
 
 def _all(values: dict[str, Any]) -> None:
     """Do the jobs of a file."""
-    from idlora.pipeline.jobs import Outcome, read_jobs, run_jobs
+    from idlora.pipeline.jobs import Outcome, read_jobs, run_jobs, run_jobs_on_cluster
 
     for name in ("prompt", "image", "voice", "keyframe", "preview"):
         if values[name]:
             raise InputError(f"--{name} and --jobs exclude each other; write it into the jobs")
-    pipe = load(values)
+    # On a cluster the workers load the model; here its configuration is enough.
+    pipe = load({**values, "placement": "offload", "fuse": False} if values["ray"] else values)
     jobs = read_jobs(values["jobs"], chosen_settings(pipe, values), pipe.generation)
 
     def told(outcome: Outcome) -> None:
         print(f"{outcome.name}: {outcome.state}" + (f", {outcome.reason}" if outcome.reason else ""), flush=True)
 
-    outcomes = run_jobs(pipe, jobs, values["out"], told)
+    if values["ray"]:
+        gpus = 1 if pipe.device.type == "cuda" else 0
+        outcomes = run_jobs_on_cluster(partial(load, values), jobs, values["out"], values["workers"], told, gpus=gpus)
+    else:
+        outcomes = run_jobs(pipe, jobs, values["out"], told)
     failed = sum(outcome.state == "failed" for outcome in outcomes)
     if failed:
         raise InputError(f"{failed} of {len(outcomes)} jobs failed; {values['out'] / 'report.json'} says why")

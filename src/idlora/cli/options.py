@@ -56,6 +56,8 @@ PLACEMENT = (
 TABLE = (
     Row("--prompt", str, "What is seen, said (in quotes or after [SPEECH]) and heard.", INPUTS),
     Row("--jobs", Path, "File of jobs, one JSON object a line, instead; --out is their folder.", INPUTS),
+    Row("--ray/--no-ray", bool, "Do the jobs on the Ray cluster that is there, or on this machine's.", SWITCHES),
+    Row("--workers", int, "With --ray: so many at once, each with a model of its own.", INPUTS, default=2),
     Row("--image", Path, "First frame: any common picture.", INPUTS),
     Row("--keyframe", list[str], "FILE@FRAME or FILE@FRAME:STRENGTH, -1 is the last; may be repeated.", INPUTS),
     Row("--voice", Path, "Whose voice: any sound or video file, 0.5 s or longer.", INPUTS),

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from idlora.data.cluster import LOST, on_cluster
 from idlora.errors import IDLoraError, InputError, nearest
 from idlora.files import write_text
 from idlora.networks.generations import Generation
@@ -136,31 +138,69 @@ def run_jobs(
     out.mkdir(parents=True, exist_ok=True)
     with suppress(IDLoraError):  # what stops every clip is told by each
         pipe.learn_prompts([job.request for job in jobs if job.request and not (out / f"{job.name}.mp4").is_file()])
-    outcomes: list[Outcome] = []
-    for outcome in _outcomes(pipe, jobs, out):
-        outcomes.append(outcome)
+    return _reported(((place, _outcome(job, pipe, out)) for place, job in enumerate(jobs)), out, notice)
+
+
+def run_jobs_on_cluster(
+    load: Callable[[], IDLoraPipeline],
+    jobs: list[Job],
+    out: Path,
+    workers: int,
+    notice: Callable[[Outcome], None] = lambda _: None,
+    *,
+    gpus: float = 0,
+) -> list[Outcome]:
+    """The same by workers of a Ray cluster, each of which loads the model once.
+
+    A job whose worker dies is done again once by a new one. The report is in the order of the jobs.
+
+    Args:
+        load: makes the model; it and the folders must be there on every node.
+        jobs: from `read_jobs`.
+        out: folder of the clips, made if it is missing.
+        workers: at once.
+        notice: told of each outcome.
+        gpus: of each worker.
+
+    Raises:
+        SettingsError: Ray is not installed.
+        WeightsError: the model cannot be loaded.
+        OutputError: a file cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    done = on_cluster(jobs, partial(_worker, load, out), workers, gpus=gpus)
+    lost = "its worker died, and so did the one that tried again; see what Ray logged of them"
+    told = ((place, Outcome(jobs[place].name, "failed", lost) if each is LOST else each) for place, each in done)
+    return _reported(told, out, notice)
+
+
+def _worker(load: Callable[[], IDLoraPipeline], out: Path) -> Callable[[Job], Outcome]:
+    return partial(_outcome, pipe=load(), out=out)
+
+
+def _reported(told: Iterable[tuple[int, Outcome]], out: Path, notice: Callable[[Outcome], None]) -> list[Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    for place, outcome in told:
+        outcomes[place] = outcome
         notice(outcome)
-        report = [{key: value for key, value in vars(each).items() if value != ""} for each in outcomes]
+        inorder = [outcomes[each] for each in sorted(outcomes)]
+        report = [{key: value for key, value in vars(each).items() if value != ""} for each in inorder]
         write_text(out / REPORT_NAME, json.dumps(report, indent=1) + "\n")
-    return outcomes
+    return [outcomes[place] for place in sorted(outcomes)]
 
 
-def _outcomes(pipe: IDLoraPipeline, jobs: list[Job], out: Path) -> Iterator[Outcome]:
-    for job in jobs:
-        if job.request is None:
-            yield Outcome(job.name, "failed", job.fault)
-            continue
-        path = out / f"{job.name}.mp4"
-        try:
-            if is_complete(pipe, job.request, path):
-                yield Outcome(job.name, "skipped")
-                continue
-            result = pipe.generate_batch([job.request])[0]
-        except IDLoraError as error:
-            yield Outcome(job.name, "failed", str(error))
-            continue
-        result.save(path)
-        yield Outcome(job.name, "done", seconds=round(sum(result.timings.values()), 3))
+def _outcome(job: Job, pipe: IDLoraPipeline, out: Path) -> Outcome:
+    if job.request is None:
+        return Outcome(job.name, "failed", job.fault)
+    path = out / f"{job.name}.mp4"
+    try:
+        if is_complete(pipe, job.request, path):
+            return Outcome(job.name, "skipped")
+        result = pipe.generate_batch([job.request])[0]
+    except IDLoraError as error:
+        return Outcome(job.name, "failed", str(error))
+    result.save(path)
+    return Outcome(job.name, "done", seconds=round(sum(result.timings.values()), 3))
 
 
 def is_complete(pipe: IDLoraPipeline, request: Request, path: Path) -> bool:

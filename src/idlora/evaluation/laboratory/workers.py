@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
 
+from idlora.data.cluster import LOST, on_cluster
 from idlora.data.processes import one_thread_each
-from idlora.errors import SettingsError
 from idlora.evaluation.judges.base import Judge
 from idlora.evaluation.laboratory.bench import Outcome, judge_entry
 from idlora.evaluation.laboratory.manifest import Entry
@@ -69,8 +68,7 @@ def _by_processes(tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
                 yield place, outcome
         except BrokenProcessPool:
             place = next(iter(left))  # one process takes them in their order
-            _, names = left.pop(place)
-            yield place, {name: {"unjudged": "the process that judged it died"} for name in names}
+            yield place, _unjudged(left.pop(place))
 
 
 def _pooled(tasks: Mapping[int, Task], judges: Judges, workers: int) -> Told:
@@ -97,47 +95,16 @@ def _judged_by_own(task: Task) -> Outcome:
 
 
 def _by_ray(tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
-    try:
-        import ray
-    except ImportError as error:
-        raise SettingsError(
-            "judging on a Ray cluster needs ray: pip install 'idlora[ray]', or leave --ray out"
-        ) from error
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
-    try:
-        yield from _on_cluster(ray, tasks, judges, workers)
-    finally:
-        if started:
-            ray.shutdown()
+    for place, outcome in on_cluster(tasks, partial(_bench, dict(judges)), workers):
+        if outcome is LOST:
+            yield place, _unjudged(tasks[place])
+        else:
+            yield place, outcome
 
 
-def _on_cluster(ray: Any, tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
-    """A bench on every worker; each is given the next clip as soon as it is free."""
-    benches = [ray.remote(_Bench).remote(dict(judges)) for _ in range(max(1, min(workers, len(tasks))))]
-    waiting = iter(enumerate(tasks))
-    running: dict[Any, tuple[int, Any]] = {}
-
-    def give(bench: Any) -> None:
-        for place, task in waiting:
-            running[bench.judge.remote(task)] = (place, bench)
-            return
-
-    for bench in benches:
-        give(bench)
-    while running:
-        done, _ = ray.wait(list(running), num_returns=1)
-        place, bench = running.pop(done[0])
-        yield place, ray.get(done[0])
-        give(bench)
+def _bench(judges: dict[str, Judge]) -> Callable[[Task], Outcome]:
+    return partial(_judged, judges=judges)
 
 
-class _Bench:
-    """An actor with judges of its own."""
-
-    def __init__(self, judges: dict[str, Judge]) -> None:
-        self.judges = judges
-
-    def judge(self, task: Task) -> Outcome:
-        return _judged(task, self.judges)
+def _unjudged(task: Task) -> Outcome:
+    return {name: {"unjudged": "the process that judged it died"} for name in task[1]}

@@ -43,13 +43,13 @@ SEEDS = (0, 1, 2)
 _MINIATURE = preset_config("miniature")
 RECIPE = replace(
     _MINIATURE,
-    steps=160,
+    steps=100,
     adapter=AdapterShape(rank=2),
     data=Data(limit=PAIRS),
     objective=replace(_MINIATURE.objective, reference_seconds=(2.0, 4.0)),
     optimization=replace(_MINIATURE.optimization, learning_rate=4e-3, warmup=10, ema=0.97),
     engine=Engine(batch=8, precision="fp32", checkpointing="none"),
-    saving=Saving(every=60, keep_last=1),
+    saving=Saving(every=50, keep_last=1),
     watching=Watching(validate_every=0),
 )
 
@@ -97,7 +97,7 @@ NO_DROPOUT = Ablation("no-dropout", 0, {"objective": {"reference_dropout": 0.0}}
 UNMASKED = Ablation("unmasked", 0, {"objective": {"mask_reference_to_video": False}})
 BLOCKED = Ablation("blocked", 0, {"objective": {"reference_text": "block"}})
 FEW_PAIRS = Ablation("few-pairs", 0, {"data": {"limit": 100}})
-FEW_STEPS = Ablation("few-steps", 0, {"steps": 40})
+FEW_STEPS = Ablation("few-steps", 0, {"steps": 25})
 ABLATIONS: tuple[Ablation, ...] = (
     *(*NEGATIVE, *SHARED, *FAR, *ADJACENT),
     *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED),
