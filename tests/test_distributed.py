@@ -56,10 +56,17 @@ def free_port() -> int:
 
 def together(out: Path, data: Path, extra: dict[str, str]) -> dict[str, Any]:
     """Two processes of the worker; what they told."""
+    launched([train_worker.__file__, str(out), str(data), "2"], {**os.environ, **extra})
+    told: dict[str, Any] = json.loads((out / "facts.json").read_text())
+    return told
+
+
+def launched(worker: list[str], environment: dict[str, str]) -> None:
+    """Two processes of a script with its arguments, to their end."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    command = [*start, train_worker.__file__, str(out), str(data), "2"]
+    command = [*start, *worker]
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **extra, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, errors = process.communicate(timeout=300)
@@ -67,8 +74,6 @@ def together(out: Path, data: Path, extra: dict[str, str]) -> dict[str, Any]:
             process.terminate()  # torch.distributed.run ends its processes
             raise
     assert process.returncode == 0, errors[-3000:]
-    told: dict[str, Any] = json.loads((out / "facts.json").read_text())
-    return told
 
 
 def apart(ours: Tensors, theirs: Tensors) -> float:

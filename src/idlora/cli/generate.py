@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,6 +45,9 @@ def _one(values: dict[str, Any]) -> None:
     settings = chosen_settings(pipe, values)
     keyframes = tuple(keyframe_of(text) for text in values["keyframe"] or ())
     request = Request(values["prompt"], settings, values["image"], values["voice"], keyframes)
+    if pipe.ranks is not None and pipe.ranks.rank > 0:  # helps with the passes; the first process writes
+        pipe.generate_batch([request])
+        return
     with progress_bar() as moved:
         callback = moved if values["preview"] is None else with_previews(moved, pipe, settings, values["preview"], out)
         result = pipe.generate_batch([request], callback)[0]
@@ -57,6 +61,8 @@ def _all(values: dict[str, Any]) -> None:
     """Do the jobs of a file."""
     from idlora.pipeline.jobs import Outcome, read_jobs, run_jobs, run_jobs_on_cluster
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("several processes make one clip together; for --jobs take --ray, one process")
     for name in ("prompt", "image", "voice", "keyframe", "preview"):
         if values[name]:
             raise InputError(f"--{name} and --jobs exclude each other; write it into the jobs")
@@ -108,11 +114,12 @@ def check_target(out: Path) -> None:
 
 def load(values: dict[str, Any]) -> IDLoraPipeline:
     """The pipeline that the options of the panel Model name."""
+    from idlora.networks.ranks import joined_ranks
     from idlora.pipeline import IDLoraPipeline, Parts
 
     quieten()
     parts = Parts(values["text_encoder"], values["upsampler"], values["transformer"])
-    device, dtype = checked_device(values["device"]), checked_dtype(values["dtype"])
+    device, dtype = checked_device(own_device(values["device"])), checked_dtype(values["dtype"])
     pipe = IDLoraPipeline.from_pretrained(
         values["model"],
         adapter=values["adapter"],
@@ -124,6 +131,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     )
     pipe.text_cache = text_cache_of(values["text_cache"])
     pipe.compiled = bool(values["compile"])
+    pipe.ranks = joined_ranks(os.environ, pipe.device)
     if values["distilled"] is not None:
         pipe.add_adapter("distilled", values["distilled"])
     for number, style in enumerate(values["style"] or (), 1):
@@ -131,6 +139,12 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     if values["fuse"]:
         pipe.fuse_adapters()
     return pipe
+
+
+def own_device(name: str) -> str:
+    """The device of this process, if a launcher such as torchrun started several."""
+    local = os.environ.get("LOCAL_RANK")
+    return name if local is None or name not in ("cuda", "auto") else f"cuda:{local}"
 
 
 def text_cache_of(name: str) -> TextCache | None:

@@ -12,6 +12,7 @@ from idlora.core.reference import without_reference
 from idlora.core.state import AVState
 from idlora.networks.executor import Executor, Sharing
 from idlora.networks.joint import JointModel, Prediction, TextContext
+from idlora.networks.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class GuidedDenoiser:
     Attributes:
         negative: may be None if the text term is neutral.
         sharing: how far passes go together.
+        ranks: processes that they are shared out over; None = all of them run here.
     """
 
     model: JointModel
@@ -28,6 +30,7 @@ class GuidedDenoiser:
     negative: TextContext | None
     guidance: Guidance
     sharing: Sharing = Sharing()
+    ranks: Ranks | None = None
 
     @cached_property
     def executor(self) -> Executor:
@@ -57,7 +60,10 @@ class GuidedDenoiser:
 
     def predict(self, state: AVState, sigma: float, plan: list[Pass]) -> dict[str, X0]:
         """x0 of every pass of the plan, unguided."""
-        velocities = self.executor(state, sigma, plan)
+        if self.ranks is None:
+            velocities = self.executor(state, sigma, plan)
+        else:
+            velocities = self.ranks.predictions(self.executor, state, sigma, plan)
         return {run.name: _x0(state, sigma, velocities[run.name], run) for run in plan}
 
 

@@ -34,6 +34,7 @@ from idlora.networks.codecs import AudioCodec, VideoCodec, VideoGrid, vocoder_ra
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.executor import Sharing
 from idlora.networks.joint import JointModel
+from idlora.networks.ranks import Ranks
 from idlora.pipeline.inputs import Inputs
 from idlora.pipeline.settings import Settings
 from idlora.pipeline.texts import Texts
@@ -194,6 +195,7 @@ class Sampling:
     generators: Generators
     callback: Callback | None = None
     sharing: Sharing = Sharing()
+    ranks: Ranks | None = None
 
 
 def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
@@ -203,7 +205,7 @@ def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings,
         Cancelled: the callback returned False.
         SettingsError: the guidance asks for something that the network does not have.
     """
-    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, sampling.sharing)
+    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, sampling.sharing, sampling.ranks)
     if settings.sampler == "euler":
         return sample_euler(guided, state, sampling.sigmas, callback=sampling.callback)
     return sample_res2s(guided, state, sampling.sigmas, generators=sampling.generators, callback=sampling.callback)

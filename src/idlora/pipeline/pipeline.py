@@ -21,6 +21,7 @@ from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import Generation, generation_of
 from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.ranks import Ranks
 from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED
 from idlora.networks.text import PromptTokens
@@ -78,6 +79,7 @@ class IDLoraPipeline:
     Attributes:
         text_cache: where encoded prompts are kept, so that the text encoder is loaded for new ones only; None by
             default. Networks that came from no file never use it.
+        ranks: processes that share out the passes of a step, and all make the same clip; None by default.
         compiled: compile the transformer's blocks: a minute or more when a kind of pass first runs, then faster steps.
 
     Raises:
@@ -101,6 +103,7 @@ class IDLoraPipeline:
         self.residence = Residence(components, placement, self.device)
         self.text_cache: TextCache | None = None
         self.compiled = False
+        self.ranks: Ranks | None = None
         self.adapters = adapters_of(components)
         if adapter is not None:
             self.adapters.add(IDENTITY, adapter, self.card.adapter_strength)
@@ -343,7 +346,7 @@ class IDLoraPipeline:
 
     def _sampling(self, settings: Settings, generators: Generators, callback: Callback | None) -> Sampling:
         sigmas = schedule(settings, self.codecs.grid(settings))
-        return Sampling(sigmas, generators, callback, self.residence.placement.sharing)
+        return Sampling(sigmas, generators, callback, self.residence.placement.sharing, self.ranks)
 
     def _denoised(self, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
         """One stage; the identity adapter works only where the sound is made."""
