@@ -271,7 +271,12 @@ def decode(state: AVState, codecs: Codecs, settings: Settings) -> Media:
 
 
 def decoded(state: AVState, codecs: Codecs, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Frames (B, F, H, W, 3) uint8 and samples (B, channels, N), where the state is; both are decoded at once."""
+    """Frames (B, F, H, W, 3) uint8 and samples (B, channels, N), where the state is; both are decoded at once.
+
+    On the meta device one after the other, since what counts there counts a thread.
+    """
+    if state.audio.tokens.is_meta:
+        return codecs.video.decode(state.video.tokens, codecs.grid(settings)), decoded_sound(state, codecs, settings)
     with ThreadPoolExecutor(1) as beside:
         sound = beside.submit(_sound_beside, state, codecs, settings)
         return codecs.video.decode(state.video.tokens, codecs.grid(settings)), sound.result()
