@@ -2,10 +2,10 @@
 """How a guided step grows with the clip: time, memory and operations against frames and against size.
 
 `python benchmarks/growth.py --json --plot docs/growth.png`. The exact step of `step.py` (five passes) through
-a network of few narrow blocks at the token counts of the published sizes: seconds of one thread of the CPU, and the most
-bytes that tensors took beyond the weights. `products` are the matrix products of the whole published transformer for
-the same clip, foretold (`networks/work.py`). An exponent is the slope of the logarithms: of neighbours, and by least
-squares over all.
+a network of few narrow blocks at the token counts of the published sizes: seconds of one thread of the CPU, and the
+most bytes that tensors took beyond the weights. `products` are the matrix products of the whole published transformer
+for the same clip, foretold (`networks/work.py`). An exponent is the slope of the logarithms: of neighbours, and by
+least squares over all.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray has it so; else its processes wait behind all others
 
 # No deadline: the machines that run this are shared. No database: a checkout stays as it was.
 settings.register_profile("idlora", deadline=None, max_examples=40, derandomize=True, database=None)
