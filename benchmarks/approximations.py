@@ -54,13 +54,18 @@ from idlora.pipeline.meter import Meter
 from idlora.pipeline.output import versions
 
 SPLIT: Split = "validation"
-SECONDS, BLOCK, PUBLISHED_BLOCK = 3.0, 4, 28
+SECONDS, BLOCK, PUBLISHED_BLOCK, PUBLISHED_BLOCKS = 3.0, 4, 28, 48
 PUBLISHED, STEPS = Tokens(video=4096, audio=121, reference=126, text=1024), 30
 
 
 def changed(**terms: Mapping[str, Any]) -> Change:
-    """Some fields of some terms replaced."""
-    return lambda base: replace(base, **{name: replace(getattr(base, name), **new) for name, new in terms.items()})
+    """Some fields of some terms of guidance replaced."""
+
+    def change(base: Settings) -> Settings:
+        new = {name: replace(getattr(base.guidance, name), **fields) for name, fields in terms.items()}
+        return replace(base, guidance=replace(base.guidance, **new))
+
+    return change
 
 
 REUSED = {"stg": {"every": 2}, "modality": {"every": 2}}
@@ -78,6 +83,10 @@ SETTINGS: Mapping[str, Change] = {
     "perturbation below sigma 0.9": changed(stg={"hi": 0.9}),
     "modality below sigma 0.9": changed(modality={"hi": 0.9}),
     "preset fast: audio alone, perturbation and modality every 2": changed(identity={"audio_only": True}, **REUSED),
+}
+# These depend on the path that the clip takes, so that nothing is told of single steps.
+CACHES: Mapping[str, Change] = {
+    f"first-block cache {share:g}": partial(replace, first_block_cache=share) for share in (0.03, 0.06, 0.12)
 }
 
 
@@ -126,6 +135,7 @@ class Errors:
 
     steps: list[Floats] = field(default_factory=list)
     end: list[Floats] = field(default_factory=list)
+    skipped: list[float] = field(default_factory=list)  # shares of steps that ended behind the first block
 
 
 def distance(found: AVState, exact: AVState) -> Floats:
@@ -160,8 +170,8 @@ def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int) -> dict[s
     make = partial(GuidedDenoiser, model, texts.positive, texts.negative)
     tell = partial(Told, model, texts.positive, texts.negative)
     exact, table = make(base), dict[Pass, X0]()
-    told = {name: tell(change(base), table=table) for name, change in SETTINGS.items()}
-    errors = {name: Errors() for name in SETTINGS}
+    told = {name: tell(change(settings).guidance, table=table) for name, change in SETTINGS.items()}
+    errors = {name: Errors() for name in (*SETTINGS, *CACHES)}
     alone = replace(base.identity, audio_only=True).other_pass()
 
     def look(step: Step) -> None:
@@ -175,22 +185,29 @@ def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int) -> dict[s
 
     end = sample_euler(exact, state, sigmas, callback=look)
     for name, change in SETTINGS.items():
-        errors[name].end.append(distance(sample_euler(make(change(base)), state, sigmas), end))
+        errors[name].end.append(distance(sample_euler(make(change(settings).guidance), state, sigmas), end))
+    for name, change in CACHES.items():
+        cached = make(base, first_block=change(settings).first_block_cache)
+        errors[name].end.append(distance(sample_euler(cached, state, sigmas), end))
+        errors[name].skipped.extend(
+            cache.taken / cache.steps for cache in cached.executor.caches.values() if cache.steps
+        )
     return errors
 
 
 def summary(errors: Errors) -> dict[str, Any]:
     """Means over clips with 95 % intervals; the step that is worst on average, by its number."""
-    steps = np.stack(errors.steps, axis=1)  # (clips, steps, 2)
     told: dict[str, Any] = {}
     for i, stream in enumerate(("video", "audio")):
-        mean, end = mean_over(steps[:, :, i]), mean_over(errors.end[0][:, i : i + 1])
-        by_step = steps[:, :, i].mean(0)
-        told[stream] = {
-            "mean": [mean.value, mean.low, mean.high],
-            "worst_step": [float(by_step.max()), int(by_step.argmax()) + 1],
-            "end": [end.value, end.low, end.high],
-        }
+        end = mean_over(errors.end[0][:, i : i + 1])
+        told[stream] = {"end": [end.value, end.low, end.high]}
+        if errors.steps:
+            steps = np.stack(errors.steps, axis=1)[:, :, i]  # (clips, steps)
+            mean, by_step = mean_over(steps), steps.mean(0)
+            told[stream] |= {
+                "mean": [mean.value, mean.low, mean.high],
+                "worst_step": [float(by_step.max()), int(by_step.argmax()) + 1],
+            }
     return told
 
 
@@ -208,7 +225,10 @@ def measured(num_clips: int, num_steps: int | None) -> dict[str, Any]:
     base, found = settings.guidance, compared(pipe, settings, num_clips)
     told: dict[str, Any] = {"exact": {"products": products(base)}}
     for name, change in SETTINGS.items():
-        told[name] = {"products": products(change(base)), **summary(found[name])}
+        told[name] = {"products": products(change(settings).guidance), **summary(found[name])}
+    for name in CACHES:
+        through = 1 - float(np.mean(found[name].skipped))  # the share of steps that go through more than one block
+        told[name] = {"products": products(base) * (through + (1 - through) / PUBLISHED_BLOCKS), **summary(found[name])}
     size = {"clips": num_clips, "split": SPLIT, "steps": settings.num_inference_steps}
     return {"settings": told, **size, "model": pipe.digests, "versions": versions()}
 
@@ -220,10 +240,12 @@ def row(name: str, each: Mapping[str, Any]) -> str:
         if stream not in each:
             cells += ["0", "0", "0"]
             continue
-        (mean, low, high), (end, end_low, end_high) = each[stream]["mean"], each[stream]["end"]
-        worst, number = each[stream]["worst_step"]
-        cells.append(f"{mean:.2%} ({low:.2%} to {high:.2%})")
-        cells.append(f"{worst:.2%} (step {number})")
+        end, end_low, end_high = each[stream]["end"]
+        if "mean" in each[stream]:
+            (mean, low, high), (worst, number) = each[stream]["mean"], each[stream]["worst_step"]
+            cells += [f"{mean:.2%} ({low:.2%} to {high:.2%})", f"{worst:.2%} (step {number})"]
+        else:
+            cells += ["-", "-"]
         cells.append(f"{end:.2%} ({end_low:.2%} to {end_high:.2%})")
     return "| " + " | ".join(cells) + " |"
 
@@ -250,13 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="the miniature's own number by default")
     parser.add_argument("--judged", type=int, default=0, metavar="N", help="speakers whose clips are judged, to 40")
     parser.add_argument("--out", type=Path, default=Path("approximations"), help="folder of the scores of clips")
-    parser.add_argument("--only", nargs="+", choices=[*SETTINGS], help="these settings alone are judged")
+    parser.add_argument("--only", nargs="+", choices=[*SETTINGS, *CACHES], help="these settings alone are judged")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if given.judged:
         pipe = IDLoraPipeline.from_pretrained("miniature")
-        changes = {name: SETTINGS[name] for name in given.only or SETTINGS}
+        changes = {name: change for name, change in {**SETTINGS, **CACHES}.items() if name in (given.only or [name])}
         rows = judged(pipe, settings_of(pipe, given.steps), changes, given.judged, given.out)
         print(json.dumps(rows, indent=1) if given.json else "\n".join(judged_lines(rows)))
         return

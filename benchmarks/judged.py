@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from idlora.core.guidance import Guidance
 from idlora.evaluation.reproduction.arms import HARD, Arm, Extent
 from idlora.evaluation.reproduction.claims import VOICE, WORDS
 from idlora.evaluation.reproduction.findings import difference_of, mean_of
@@ -21,7 +20,7 @@ from idlora.evaluation.reproduction.scores import Number, as_asked, score, score
 from idlora.evaluation.reproduction.trials import Owner, Trials, offline_judges
 from idlora.pipeline import IDLoraPipeline, Settings
 
-Change = Callable[[Guidance], Guidance]
+Change = Callable[[Settings], Settings]
 EXACT = "exact"
 MEASURES: Mapping[str, Number] = {
     "similarity": VOICE,
@@ -33,14 +32,14 @@ MEASURES: Mapping[str, Number] = {
 
 @dataclass(frozen=True)
 class Ways(Trials):
-    """Trials whose arms differ in guidance, by the arm's name; the exact one has that of `shipped`."""
+    """Trials whose arms differ in settings, by the arm's name; the exact one has those of `shipped`."""
 
     changes: Mapping[str, Change] = field(default_factory=dict)
 
     def settings(self, arm: Arm) -> Settings:
         """Those of an arm's clips."""
         change = self.changes.get(arm.name)
-        return self.shipped if change is None else replace(self.shipped, guidance=change(self.shipped.guidance))
+        return self.shipped if change is None else change(self.shipped)
 
 
 def judged(

@@ -51,6 +51,9 @@ def test_approximations_are_told_with_what_they_save() -> None:
     command = [sys.executable, str(BENCHMARKS / "approximations.py"), "--clips", "2", "--steps", "2", "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["settings"]
     exact = told.pop("exact")
-    for each in told.values():
-        assert each["products"] < exact["products"] < 1
-        assert {"mean", "worst_step", "end"} <= each["video"].keys() & each["audio"].keys()
+    for name, each in told.items():
+        cached = name.startswith("first-block")
+        assert each["products"] <= exact["products"] < 1
+        assert cached or each["products"] < exact["products"]
+        wanted = {"end"} if cached else {"mean", "worst_step", "end"}
+        assert wanted == each["video"].keys() == each["audio"].keys()

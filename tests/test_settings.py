@@ -51,6 +51,7 @@ any_settings = st.builds(
     reference_text=st.sampled_from(["open", "average", "block"]),
     positions=st.sampled_from(["fp32", "bf16-inference", "bf16-training"]),
     reference_time=st.sampled_from(["negative", "adjacent", "shared", "far"]),
+    first_block_cache=share,
     official_noise=st.booleans(),
     aspect=st.sampled_from(["size", "picture"]),
     max_voice_seconds=st.floats(0.5, 60),

@@ -108,6 +108,13 @@ TABLE = (
     Row("--modality-audio-scale", float, "Modality guidance; 1 is off.", GUIDANCE, "guidance.modality.audio"),
     Row("--modality-interval", Interval, "Sigmas between which it acts.", GUIDANCE, "guidance.modality"),
     Row("--modality-every", int, "Computed in one of so many steps, and reused.", GUIDANCE, "guidance.modality.every"),
+    Row(
+        "--first-block-cache",
+        float,
+        "Skip steps whose first block changed less than this; 0 is off.",
+        GUIDANCE,
+        "first_block_cache",
+    ),
     Row("--rescale-video", float, "Pull the spread back to the unguided one.", GUIDANCE, "guidance.rescale.video"),
     Row("--rescale-audio", float, "Pull the spread back to the unguided one.", GUIDANCE, "guidance.rescale.audio"),
     Row(

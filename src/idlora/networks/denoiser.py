@@ -23,6 +23,7 @@ class GuidedDenoiser:
         negative: may be None if the text term is neutral.
         sharing: how far passes go together.
         ranks: processes that they are shared out over; None = all of them run here.
+        first_block: threshold of first-block caching, an approximation; 0 = none.
     """
 
     model: JointModel
@@ -31,11 +32,12 @@ class GuidedDenoiser:
     guidance: Guidance
     sharing: Sharing = Sharing()
     ranks: Ranks | None = None
+    first_block: float = 0.0
 
     @cached_property
     def executor(self) -> Executor:
         """Runs the passes; it keeps what does not change from step to step."""
-        return Executor(self.model, self.positive, self.negative, self.sharing)
+        return Executor(self.model, self.positive, self.negative, self.sharing, self.first_block)
 
     @cached_property
     def _reused(self) -> dict[str, tuple[X0, int]]:

@@ -22,6 +22,7 @@ from idlora.core.state import AVState, per_sample
 from idlora.errors import SettingsError
 from idlora.networks.attention import KeysValues, proven_kernels
 from idlora.networks.blocks import BlockOptions, Pair, StreamInputs, Streams, text_memory
+from idlora.networks.caching import FirstBlock
 from idlora.networks.joint import JointModel, Layout, Prediction, TextContext, inputs_of
 
 _BY_VALUE = (bool, int, str, BlockOptions, type(None))
@@ -94,6 +95,10 @@ class Executor:
         positive: the text.
         negative: the text of the negative pass; None if there is no such pass.
         sharing: see `Sharing`.
+        first_block: threshold of `caching.FirstBlock`, an approximation; 0 = every step goes through all blocks.
+
+    Attributes:
+        caches: of passes with the adapter and of those without; empty without a threshold.
     """
 
     def __init__(
@@ -102,8 +107,10 @@ class Executor:
         positive: TextContext,
         negative: TextContext | None = None,
         sharing: Sharing = Sharing(),
+        first_block: float = 0.0,
     ) -> None:
         self.model, self.sharing = model, sharing
+        self.caches = {adapter: FirstBlock(first_block) for adapter in (True, False) if first_block > 0}
         self._texts = {False: positive, True: negative}
         self._places: tuple[Tensor | None, ...] = ()
         self._layouts: dict[bool, tuple[Layout, Layout]] = {}  # with the reference, without it
@@ -159,10 +166,24 @@ class Executor:
         xs: dict[str, Pair] = {}
         for run, seen, _ in branches:
             xs[run.name] = step(_pair, step(model.enter, seen.video, ""), step(model.enter, seen.audio, "audio_"))
+        xs = self._through_all(branches, xs, self.caches.get(runs[0].adapter))
+        return {run.name: model.leave(seen, _hearing(run, xs), streams) for run, seen, streams in branches}
+
+    def _through_all(
+        self, branches: Sequence[Branch], xs: dict[str, Pair], cache: FirstBlock | None
+    ) -> dict[str, Pair]:
+        """All branches through all blocks, or through the first one where the cache has the rest."""
+        first, model = xs, self.model
         for index, block in enumerate(model.transformer.transformer_blocks):
             with model.around_block(block):
                 xs = self._through(block, index, branches, xs)
-        return {run.name: model.leave(seen, _hearing(run, xs), streams) for run, seen, streams in branches}
+            if index == 0 and cache is not None:
+                if (known := cache.rest(first, xs)) is not None:
+                    return known
+                first = xs
+        if cache is not None:
+            cache.remember(first, xs)
+        return xs
 
     def _branch(self, run: Pass, state: AVState, levels: tuple[Tensor, Tensor], step: Once) -> Branch:
         model, lasting = self.model, self._lasting[run.adapter]

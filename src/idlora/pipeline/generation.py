@@ -205,7 +205,8 @@ def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings,
         Cancelled: the callback returned False.
         SettingsError: the guidance asks for something that the network does not have.
     """
-    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, sampling.sharing, sampling.ranks)
+    shared, cached = (sampling.sharing, sampling.ranks), settings.first_block_cache
+    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, *shared, cached)
     if settings.sampler == "euler":
         return sample_euler(guided, state, sampling.sigmas, callback=sampling.callback)
     return sample_res2s(guided, state, sampling.sigmas, generators=sampling.generators, callback=sampling.callback)

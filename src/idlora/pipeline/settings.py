@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     reference_text: ReferenceText
     positions: Rounding
     reference_time: ReferenceTime
+    first_block_cache: float
     official_noise: bool
     max_voice_seconds: float
     clean_voice: bool
@@ -102,6 +103,8 @@ class Settings:
         positions: `fp32`, or rounded as the official code does (`bf16-inference`, `bf16-training`).
         reference_time: where the reference lies beside the target: `negative` is before it, the method; `adjacent` is
             without the gap, `shared` at the target's times, `far` behind: for adapters that were trained so.
+        first_block_cache: a step whose first block does what it did before, but for less than this share, takes what
+            the other blocks did then; an approximation, 0 = off.
         official_noise: draws reference and target in one go, as the official code does.
         max_voice_seconds: a longer voice is cut to its best window of this length; at least 0.5.
         clean_voice: takes noise out of the voice first (RNNoise, the extra `clean`).
@@ -130,6 +133,7 @@ class Settings:
     reference_text: ReferenceText = "open"
     positions: Rounding = "fp32"
     reference_time: ReferenceTime = "negative"
+    first_block_cache: float = 0.0
     official_noise: bool = False
     max_voice_seconds: float = 5.0
     clean_voice: bool = False
@@ -162,6 +166,8 @@ def _input_problems(settings: Settings) -> Iterator[str]:
 def _setting_problems(settings: Settings) -> Iterator[str]:
     if settings.num_inference_steps < 1:
         yield f"the number of steps is {settings.num_inference_steps}; it must be at least 1, and 30 is usual"
+    if not 0 <= settings.first_block_cache < math.inf:
+        yield f"first_block_cache {settings.first_block_cache} must be at least 0, which is off; 0.05 is usual"
     if not MIN_VOICE_SECONDS <= settings.max_voice_seconds < math.inf:
         yield f"max_voice_seconds {settings.max_voice_seconds} is below {MIN_VOICE_SECONDS}; 5 is usual"
     if not all(math.isfinite(strength) for strength in (settings.distilled, settings.refine.distilled)):
