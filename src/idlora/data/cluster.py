@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
-from typing import Any, Final, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from idlora.errors import SettingsError
 
@@ -14,13 +14,11 @@ Task = TypeVar("Task")
 Told = TypeVar("Told")
 
 
-class _Lost(Enum):
-    LOST = "lost"
+@dataclass(frozen=True)
+class Lost:
+    """What is told of a task at which workers died as often as it was tried; why, in Ray's words."""
 
-
-LOST: Final = _Lost.LOST
-"""What is told of a task at which workers died as often as it was tried."""
-Lost = Literal[_Lost.LOST]
+    reason: str
 
 
 def on_cluster(
@@ -77,14 +75,14 @@ def _shared_out(
         place, worker = running.pop(done)
         try:
             told = ray.get(done)
-        except ray.exceptions.RayActorError:
-            worker, told = fresh(), LOST
+        except ray.exceptions.RayActorError as error:
+            worker, told = fresh(), Lost(" ".join(str(error).split())[:300])
             deaths[place] += 1
             if deaths[place] < tries:
                 waiting.appendleft(place)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        if told is not LOST or deaths[place] == tries:
+        if not isinstance(told, Lost) or deaths[place] == tries:
             yield place, told
         give(worker)
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from idlora.data.cluster import LOST, on_cluster
+from idlora.data.cluster import Lost, on_cluster
 from idlora.errors import IDLoraError, InputError, nearest
 from idlora.files import write_text
 from idlora.networks.generations import Generation
@@ -169,9 +169,13 @@ def run_jobs_on_cluster(
     """
     out.mkdir(parents=True, exist_ok=True)
     done = on_cluster(jobs, partial(_worker, load, out), workers, gpus=gpus)
-    lost = "its worker died, and so did the one that tried again; see what Ray logged of them"
-    told = ((place, Outcome(jobs[place].name, "failed", lost) if each is LOST else each) for place, each in done)
-    return _reported(told, out, notice)
+    return _reported(((place, _found(jobs[place], each)) for place, each in done), out, notice)
+
+
+def _found(job: Job, told: Outcome | Lost) -> Outcome:
+    if not isinstance(told, Lost):
+        return told
+    return Outcome(job.name, "failed", f"its worker died, and so did the one that tried again: {told.reason}")
 
 
 def _worker(load: Callable[[], IDLoraPipeline], out: Path) -> Callable[[Job], Outcome]:

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 
-from idlora.data.cluster import LOST, on_cluster
+from idlora.data.cluster import Lost, on_cluster
 from idlora.data.processes import one_thread_each
 from idlora.evaluation.judges.base import Judge
 from idlora.evaluation.laboratory.bench import Outcome, judge_entry
@@ -96,10 +96,7 @@ def _judged_by_own(task: Task) -> Outcome:
 
 def _by_ray(tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
     for place, outcome in on_cluster(tasks, partial(_bench, dict(judges)), workers):
-        if outcome is LOST:
-            yield place, _unjudged(tasks[place])
-        else:
-            yield place, outcome
+        yield place, _unjudged(tasks[place]) if isinstance(outcome, Lost) else outcome
 
 
 def _bench(judges: dict[str, Judge]) -> Callable[[Task], Outcome]:
