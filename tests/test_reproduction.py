@@ -205,16 +205,17 @@ def test_the_full_form_trains_what_rows_need_and_the_quick_one_says_what_is_miss
     assert "negative-0; negative-1" in waiting[claim]["remark"]
     told: list[str] = []
     reproduce(trained, replace(TINY, trains=True), tmp_path, told.append)
-    assert [each for each in told if each in {one.key for one in ABLATIONS}] == [each.key for each in ABLATIONS]
+    keys = {each.key for each in ABLATIONS}
+    assert sorted(keys) == sorted(each for each in told if each in keys)
     rows = {row["claim"]: row for row in rows_in(tmp_path)}
-    assert rows.keys() == waiting.keys()
+    assert rows.keys() > waiting.keys()
     assert (rows[claim]["verdict"], rows[claim]["n"], rows[claim]["speakers"]) == (REPRODUCED, 15, 5)
     assert rows[claim]["ours"] == pytest.approx(0.1)
     fitted = "Negative positions against a large positive offset, three seeds: a lower held-out loss (below 0)"
     assert rows[fitted]["ours"] == pytest.approx(-0.05)
     again: list[str] = []
     reproduce(trained, replace(TINY, trains=True), tmp_path, again.append)
-    assert not {one.key for one in ABLATIONS} & set(again)
+    assert not keys & set(again)
 
 
 def test_an_ablation_is_the_recipe_but_for_its_change_and_its_file_says_which() -> None:
@@ -295,7 +296,7 @@ def test_what_is_out_of_reach_claims_no_number_and_its_commands_name_options_tha
 
 
 def test_easy_is_of_one_place_and_hard_of_two_and_words_are_others() -> None:
-    for who, prompt in replace(QUICK, prompts=2).places:
+    for who, prompt in replace(QUICK, prompts=2).places(HARD):
         wanted = arms.asked(HARD, who, prompt)
         hard, easy = (arms.recorded(arm, who, prompt) for arm in (HARD, EASY))
         assert hard.place != wanted.place == easy.place
@@ -308,8 +309,10 @@ def test_easy_is_of_one_place_and_hard_of_two_and_words_are_others() -> None:
 
 
 def test_the_quick_form_asks_enough_speakers_of_every_kind() -> None:
-    wanted = [arms.asked(HARD, who, prompt) for who, prompt in QUICK.places]
+    wanted = [arms.asked(HARD, who, prompt) for who, prompt in QUICK.places(HARD)]
     assert QUICK.speakers >= 8
+    few = [arms.asked(HARD, *place) for place in QUICK.places(replace(HARD, adapter="x"))]
+    assert sum(spec.place in arms.CLEAR for spec in few) >= 8
     assert sum(spec.place in arms.CLEAR for spec in wanted) >= 8
     assert sum(spec.style != "calm" for spec in wanted) >= 8
     assert len(arms.arms_of(QUICK)) == len({arm.name for arm in arms.arms_of(QUICK)})

@@ -49,6 +49,7 @@ class Extent:
         held_out: validation speakers whose losses are compared, 1 to 40.
         modality: modality guidance of the picture as shipped, a pass more; without it there is none.
         trains: ablations that are missing are trained.
+        trained_speakers: of clips and losses with ablations, of which there are many.
 
     Raises:
         SettingsError: there are no such speakers.
@@ -64,18 +65,32 @@ class Extent:
     held_out: int = 24
     modality: bool = True
     trains: bool = False
+    trained_speakers: int = 40
 
     def __post_init__(self) -> None:
         if not 1 <= self.speakers <= NUM_SPEAKERS[SPLIT]:
             raise SettingsError(f"{self.speakers} speakers; 1 to {NUM_SPEAKERS[SPLIT]} are unseen")
 
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """Every (speaker, prompt)."""
-        return [(who, prompt) for prompt in range(self.prompts) for who in range(self.speakers)]
+    def places(self, arm: Arm) -> list[tuple[int, int]]:
+        """Every (speaker, prompt) of an arm."""
+        speakers = min(self.speakers, self.trained_speakers) if arm.adapter else self.speakers
+        return [(who, prompt) for prompt in range(self.prompts) for who in range(speakers)]
+
+    def losses_of(self, adapter: str) -> range:
+        """Validation speakers whose losses with an adapter are compared."""
+        return range(min(self.held_out, self.trained_speakers) if adapter else self.held_out)
 
 
-QUICK = Extent("quick", speakers=12, prompts=1, steps=8, scales=(0.0, 1.0, 3.0), seconds=(1.0, 4.0), modality=False)
+QUICK = Extent(
+    "quick",
+    speakers=12,
+    prompts=1,
+    steps=8,
+    scales=(0.0, 1.0, 3.0),
+    seconds=(1.0, 4.0),
+    modality=False,
+    trained_speakers=11,  # of whom eight are asked where words can be heard
+)
 FULL = Extent(
     "full",
     speakers=40,

@@ -77,7 +77,7 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
     measured: list[Finding] = []
     beyond = out_of_reach()
     began = time.process_time()
-    for row in (*rows_of(extent), *training_rows()):
+    for row in (*rows_of(extent), *training_rows(extent)):
         if extent.trains:
             _train(lab, trials, row, out)
         measured.append(_finding(trials, row, command))

@@ -21,7 +21,7 @@ from idlora.evaluation.reproduction.ablations import (
     UNMASKED,
     Ablation,
 )
-from idlora.evaluation.reproduction.arms import HARD, Arm
+from idlora.evaluation.reproduction.arms import HARD, Arm, Extent
 from idlora.evaluation.reproduction.claims import LEAKED, VOICE, WORDS, Row
 from idlora.evaluation.reproduction.findings import Claim, Measured, difference_of, mean_of
 from idlora.evaluation.reproduction.scores import Number, Scores, score, scores_of
@@ -38,68 +38,66 @@ _LEARNT = "held-out loss of the sound with another speaker's reference, less tha
 _MANY = 1000  # above any number of prompts
 
 
-def arm_of(ablation: Ablation, scale: float = 1.0) -> Arm:
-    """Its clips from another place's reference, judged with pictures and onset."""
+def arm_of(ablation: Ablation, scale: float = 1.0, *, whole: bool = False) -> Arm:
+    """Its clips from another place's reference; the sound alone, or as a `whole` with pictures and onset."""
     named = f"{ablation.key}" if scale == 1 else f"{ablation.key}, scale {scale:g}"
-    return replace(HARD, name=named, adapter=ablation.key, scale=scale)
+    return replace(HARD, name=named, adapter=ablation.key, scale=scale, pictures=whole, onset=whole)
 
 
-def training_rows() -> Iterator[Row]:
-    """All rows, in the order of their worth."""
+def training_rows(extent: Extent) -> Iterator[Row]:
+    """All rows, in the order of their worth; the quick form has those that the sound of few clips can tell."""
     yield _learnt(NEGATIVE, Claim("The small recipe learns the voice (above 0)", _NO_NUMBER))
-    yield from _positions()
-    yield from _options()
+    yield from _positions(whole=extent.trains)
     yield from _amounts()
+    if extent.trains:
+        yield from _options()
 
 
-def _positions() -> Iterator[Row]:
+def _positions(*, whole: bool) -> Iterator[Row]:
+    wrong = Claim("{}: fewer wrong words (below 0)", _NO_NUMBER, "below")
+    leaked = Claim("{}: fewer words of the reference (below 0)", _NO_NUMBER, "below")
+    claims: list[tuple[Claim, Number, str]] = [
+        (Claim("{}: nearer to the voice (above 0)", _NO_NUMBER), VOICE, _TO_TRUTH),
+        (leaked, LEAKED, "words of the reference heard, a word asked for"),
+        (wrong, WORDS, _WER),
+    ]
+    if whole:
+        claims.append((Claim("{}: better lips (above 0)", _NO_NUMBER), _LIPS, "correlation of lips and speech"))
     for words, other in (("shared", SHARED), ("a large positive offset", FAR), ("no gap", ADJACENT)):
         told = f"Negative positions against {words}, three seeds"
-        yield _compared(NEGATIVE, other, VOICE, Claim(f"{told}: nearer to the voice (above 0)", _NO_NUMBER), _TO_TRUTH)
-        yield _compared(
-            NEGATIVE,
-            other,
-            LEAKED,
-            Claim(f"{told}: fewer words of the reference (below 0)", _NO_NUMBER, "below"),
-            "words of the reference heard, a word asked for",
-        )
-        yield _compared(
-            NEGATIVE, other, WORDS, Claim(f"{told}: fewer wrong words (below 0)", _NO_NUMBER, "below"), _WER
-        )
-        yield _compared(
-            NEGATIVE,
-            other,
-            _LIPS,
-            Claim(f"{told}: better lips (above 0)", _NO_NUMBER),
-            "correlation of lips and speech",
-        )
-        yield _fitted(NEGATIVE, other, Claim(f"{told}: a lower held-out loss (below 0)", _NO_NUMBER, "below"))
+        fitted = Claim(f"{told}: a lower held-out loss (below 0)", _NO_NUMBER, "below")
+        yield _fitted(NEGATIVE, other, fitted)
+        for claim, number, measure in claims:
+            named = replace(claim, text=claim.text.format(told))
+            yield _compared(NEGATIVE, other, number, named, measure, whole=whole)
 
 
 def _options() -> Iterator[Row]:
     usual = NEGATIVE[:1]
     rounded = Claim("Rounded positions in training cost similarity (above 0)", "trained with positions in bf16")
-    yield _compared(usual, [ROUNDED], VOICE, rounded, _TO_TRUTH)
+    yield _compared(usual, [ROUNDED], VOICE, rounded, _TO_TRUTH, whole=True)
     for scale in (1.0, 3.0):
         kept = Claim(
             f"Reference dropout in training saves words at identity guidance {scale:g} (below 0)",
             "trained without",
             "below",
         )
-        yield _compared(usual, [NO_DROPOUT], WORDS, kept, _WER, scale)
+        yield _compared(usual, [NO_DROPOUT], WORDS, kept, _WER, scale=scale, whole=True)
     voiced = Claim("Reference dropout in training brings the voice nearer (above 0)", "trained without")
-    yield _compared(usual, [NO_DROPOUT], VOICE, voiced, _TO_TRUTH)
+    yield _compared(usual, [NO_DROPOUT], VOICE, voiced, _TO_TRUTH, whole=True)
     onset = Claim("Reference dropout in training mends the first half second (above 0)", "users, not the paper")
-    yield _compared(usual, [NO_DROPOUT], score("onset", "gap"), onset, "onset gap")
+    yield _compared(usual, [NO_DROPOUT], score("onset", "gap"), onset, "onset gap", whole=True)
     masked = "The mask between reference and picture in training"
-    yield _compared(usual, [UNMASKED], VOICE, Claim(f"{masked}: nearer to the voice (above 0)", _NO_NUMBER), _TO_TRUTH)
-    yield _compared(usual, [UNMASKED], _LIPS, Claim(f"{masked}: better lips (above 0)", _NO_NUMBER), "lip correlation")
+    heard = Claim(f"{masked}: nearer to the voice (above 0)", _NO_NUMBER)
+    yield _compared(usual, [UNMASKED], VOICE, heard, _TO_TRUTH, whole=True)
+    lips = Claim(f"{masked}: better lips (above 0)", _NO_NUMBER)
+    yield _compared(usual, [UNMASKED], _LIPS, lips, "correlation of lips and speech", whole=True)
     blocked = Claim(
         "The reference cut off from the text in training: nearer to the voice (above 0)", "trained with that mask"
     )
-    yield _compared([BLOCKED], usual, VOICE, blocked, _TO_TRUTH)
+    yield _compared([BLOCKED], usual, VOICE, blocked, _TO_TRUTH, whole=True)
     cut = Claim("The reference cut off from the text in training: fewer wrong words (below 0)", "likewise", "below")
-    yield _compared([BLOCKED], usual, WORDS, cut, _WER)
+    yield _compared([BLOCKED], usual, WORDS, cut, _WER, whole=True)
 
 
 def _amounts() -> Iterator[Row]:
@@ -114,9 +112,11 @@ def _amounts() -> Iterator[Row]:
     yield _fitted(usual, early, Claim(f"{steps}: a lower held-out loss (below 0)", "6,000 and 3,000 steps", "below"))
 
 
-def _compared(first: Group, second: Group, number: Number, claim: Claim, measure: str, scale: float = 1.0) -> Row:
+def _compared(
+    first: Group, second: Group, number: Number, claim: Claim, measure: str, *, scale: float = 1.0, whole: bool = False
+) -> Row:
     """The clips of some adapters less those of others, seed by seed and clip by clip, drawn again by speaker."""
-    ours, theirs = ([arm_of(each, scale) for each in group] for group in (first, second))
+    ours, theirs = ([arm_of(each, scale, whole=whole) for each in group] for group in (first, second))
 
     def measured(trials: Trials) -> Measured | None:
         return difference_of(_merged(trials, ours, number), _merged(trials, theirs, number))

@@ -100,7 +100,7 @@ class Trials:
     def run(self, arm: Arm) -> None:
         """Make and judge the clips of an arm that are not known yet; one that fails is told and stops no other."""
         settings = self.settings(arm)
-        wanted = [place for place in self.extent.places if self._key(arm, settings, place) not in self.store]
+        wanted = [place for place in self.extent.places(arm) if self._key(arm, settings, place) not in self.store]
         for start in range(0, len(wanted), self.extent.batch):
             batch, began = wanted[start : start + self.extent.batch], time.process_time()
             clips = self._made(arm, settings, batch)
@@ -113,7 +113,7 @@ class Trials:
     def verdicts(self, arm: Arm) -> dict[Place, Values]:
         """The scores of an arm's clips that are known."""
         settings = self.settings(arm)
-        keys = {place: self._key(arm, settings, place) for place in self.extent.places}
+        keys = {place: self._key(arm, settings, place) for place in self.extent.places(arm)}
         return {place: self.store[key] for place, key in keys.items() if key in self.store}
 
     def run_held_out(self, adapter: str = "") -> None:
@@ -121,7 +121,7 @@ class Trials:
         settings, file = (
             (trained.settings, trained.file) if (trained := self._trained(adapter)) else (self.shipped, None)
         )
-        for who in range(self.extent.held_out):
+        for who in self.extent.losses_of(adapter):
             if (key := self._held_out_key(adapter, who)) in self.store:
                 continue
             try:
@@ -134,7 +134,7 @@ class Trials:
 
     def losses(self, adapter: str = "") -> dict[int, Values]:
         """The held-out losses with an adapter that are known, by speaker."""
-        keys = {who: self._held_out_key(adapter, who) for who in range(self.extent.held_out)}
+        keys = {who: self._held_out_key(adapter, who) for who in self.extent.losses_of(adapter)}
         return {who: self.store[key] for who, key in keys.items() if key in self.store}
 
     def seconds(self, arms: Iterable[Arm]) -> float:
