@@ -93,21 +93,26 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
 
 def _train(lab: Laboratory, trials: Trials, row: Row, out: Path) -> None:
     """Train what a row needs and nobody has trained yet."""
-    missing = [key for key in row.adapters if key not in trials.adapters]
+    missing = [key for key in row.adapters if not trials.has(key)]
     if missing and lab.workshop is not None:
         lab.workshop.train(missing, out, trials.moved)
         trials.adapters.update(lab.workshop.found(out))
 
 
 def _finding(trials: Trials, row: Row, command: str) -> Finding:
-    if missing := [key for key in row.adapters if key not in trials.adapters]:
-        remark = f"{'; '.join(missing)}: no such adapter yet; the command trains it"
-        return untestable(row.claim, remark, command.replace("--quick ", ""))
     for arm in row.arms:
-        trials.run(arm)
+        if trials.has(arm.adapter):
+            trials.run(arm)
     for adapter in row.held_out:
-        trials.run_held_out(adapter)
-    found = judged(row.claim, row.measured(trials), row.measure, command, row.remark)
+        if trials.has(adapter):
+            trials.run_held_out(adapter)
+    measured, remark = row.measured(trials), row.remark
+    if missing := [key for key in row.adapters if not trials.has(key)]:
+        told = f"without {', '.join(missing)}, not trained yet: `{command.replace('--quick ', '')}` trains them"
+        remark = ". ".join(filter(None, (told, remark)))
+        if measured is None:
+            return untestable(row.claim, remark, command.replace("--quick ", ""))
+    found = judged(row.claim, measured, row.measure, command, remark)
     return found if row.control is None or _holds(trials, row.control) else uncontrolled(found)
 
 

@@ -33,7 +33,10 @@ _NO_NUMBER = "ablation, no number at hand"
 _TO_TRUTH = "similarity (Resemblyzer) to the true clip of the speaker in the place asked for"
 _WER = "WER (pocketsphinx), quiet room and hall"
 _LIPS = score("lips-world", "correlation")
-_SMALL = f"rank {RECIPE.adapter.rank}, {RECIPE.steps} steps of {RECIPE.engine.batch}, {PAIRS} pairs each"
+_SMALL = (
+    f"adapters of rank {RECIPE.adapter.rank} after {RECIPE.steps} steps of {RECIPE.engine.batch} from {PAIRS} pairs, "
+    "far from done: what they say of a whole training is little"
+)
 _LEARNT = "held-out loss of the sound with another speaker's reference, less that with the right one"
 _MANY = 1000  # above any number of prompts
 
@@ -64,7 +67,7 @@ def _positions(*, whole: bool) -> Iterator[Row]:
     if whole:
         claims.append((Claim("{}: better lips (above 0)", _NO_NUMBER), _LIPS, "correlation of lips and speech"))
     for words, other in (("shared", SHARED), ("a large positive offset", FAR), ("no gap", ADJACENT)):
-        told = f"Negative positions against {words}, three seeds"
+        told = f"Negative positions against {words}"
         fitted = Claim(f"{told}: a lower held-out loss (below 0)", _NO_NUMBER, "below")
         yield _fitted(NEGATIVE, other, fitted)
         for claim, number, measure in claims:

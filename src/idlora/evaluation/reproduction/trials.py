@@ -92,6 +92,10 @@ class Trials:
         """
         return cls(maker, shipped, extent, Store(out / "scores.jsonl", owner.name), owner.judges)
 
+    def has(self, adapter: str) -> bool:
+        """Whether an adapter is there; '' is the model's own."""
+        return not adapter or adapter in self.adapters
+
     def settings(self, arm: Arm) -> Settings:
         """Those of an arm's clips (SettingsError if its adapter is not there)."""
         trained = self._trained(arm.adapter)
@@ -111,7 +115,9 @@ class Trials:
             self.moved(f"{arm.name}: {start + len(batch)} of {len(wanted)}")
 
     def verdicts(self, arm: Arm) -> dict[Place, Values]:
-        """The scores of an arm's clips that are known."""
+        """The scores of an arm's clips that are known; none without its adapter."""
+        if not self.has(arm.adapter):
+            return {}
         settings = self.settings(arm)
         keys = {place: self._key(arm, settings, place) for place in self.extent.places(arm)}
         return {place: self.store[key] for place, key in keys.items() if key in self.store}
@@ -133,7 +139,9 @@ class Trials:
         self.moved(f"held-out losses {adapter}".strip())
 
     def losses(self, adapter: str = "") -> dict[int, Values]:
-        """The held-out losses with an adapter that are known, by speaker."""
+        """The held-out losses with an adapter that are known, by speaker; none without it."""
+        if not self.has(adapter):
+            return {}
         keys = {who: self._held_out_key(adapter, who) for who in self.extent.losses_of(adapter)}
         return {who: self.store[key] for who, key in keys.items() if key in self.store}
 
@@ -150,7 +158,7 @@ class Trials:
         return f"held-out/{adapter}/{trained.digest[:16]}/{who}" if trained else f"held-out/{who}"
 
     def _trained(self, adapter: str) -> Trained | None:
-        if adapter and adapter not in self.adapters:
+        if not self.has(adapter):
             raise SettingsError(f"the adapter {adapter!r} is not there; `idlora reproduce` without --quick trains it")
         return self.adapters.get(adapter)
 
