@@ -160,8 +160,8 @@ def asked_of(speaker: int, pipe: IDLoraPipeline, settings: Settings) -> Inputs:
     return read_inputs(request, pipe.card.vocabulary)
 
 
-def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int) -> dict[str, Errors]:
-    """All approximations on clips of so many speakers."""
+def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int, names: Sequence[str]) -> dict[str, Errors]:
+    """Some approximations on clips of so many speakers."""
     base = settings.guidance
     batch = [asked_of(speaker, pipe, settings) for speaker in range(num_clips)]
     texts = pipe.texts(batch, Meter(pipe.device))
@@ -170,8 +170,9 @@ def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int) -> dict[s
     make = partial(GuidedDenoiser, model, texts.positive, texts.negative)
     tell = partial(Told, model, texts.positive, texts.negative)
     exact, table = make(base), dict[Pass, X0]()
-    told = {name: tell(change(settings).guidance, table=table) for name, change in SETTINGS.items()}
-    errors = {name: Errors() for name in (*SETTINGS, *CACHES)}
+    changes = {name: change for name, change in SETTINGS.items() if name in names}
+    told = {name: tell(change(settings).guidance, table=table) for name, change in changes.items()}
+    errors = {name: Errors() for name in names}
     alone = replace(base.identity, audio_only=True).other_pass()
 
     def look(step: Step) -> None:
@@ -184,10 +185,10 @@ def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int) -> dict[s
             errors[name].steps.append(distance(denoiser(step.state, step.sigma), guided))
 
     end = sample_euler(exact, state, sigmas, callback=look)
-    for name, change in SETTINGS.items():
+    for name, change in changes.items():
         errors[name].end.append(distance(sample_euler(make(change(settings).guidance), state, sigmas), end))
-    for name, change in CACHES.items():
-        cached = make(base, first_block=change(settings).first_block_cache)
+    for name in (name for name in names if name in CACHES):
+        cached = make(base, first_block=CACHES[name](settings).first_block_cache)
         errors[name].end.append(distance(sample_euler(cached, state, sigmas), end))
         errors[name].skipped.extend(
             cache.taken / cache.steps for cache in cached.executor.caches.values() if cache.steps
@@ -218,15 +219,15 @@ def settings_of(pipe: IDLoraPipeline, num_steps: int | None) -> Settings:
     return replace(own, guidance=base, num_inference_steps=num_steps or own.num_inference_steps)
 
 
-def measured(num_clips: int, num_steps: int | None) -> dict[str, Any]:
-    """Every setting on so many clips, one a speaker."""
+def measured(num_clips: int, num_steps: int | None, names: Sequence[str]) -> dict[str, Any]:
+    """Some settings on so many clips, one a speaker."""
     pipe = IDLoraPipeline.from_pretrained("miniature")
     settings = settings_of(pipe, num_steps)
-    base, found = settings.guidance, compared(pipe, settings, num_clips)
+    base, found = settings.guidance, compared(pipe, settings, num_clips, names)
     told: dict[str, Any] = {"exact": {"products": products(base)}}
-    for name, change in SETTINGS.items():
+    for name, change in ((name, SETTINGS[name]) for name in names if name in SETTINGS):
         told[name] = {"products": products(change(settings).guidance), **summary(found[name])}
-    for name in CACHES:
+    for name in (name for name in names if name in CACHES):
         through = 1 - float(np.mean(found[name].skipped))  # the share of steps that go through more than one block
         told[name] = {"products": products(base) * (through + (1 - through) / PUBLISHED_BLOCKS), **summary(found[name])}
     size = {"clips": num_clips, "split": SPLIT, "steps": settings.num_inference_steps}
@@ -272,17 +273,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="the miniature's own number by default")
     parser.add_argument("--judged", type=int, default=0, metavar="N", help="speakers whose clips are judged, to 40")
     parser.add_argument("--out", type=Path, default=Path("approximations"), help="folder of the scores of clips")
-    parser.add_argument("--only", nargs="+", choices=[*SETTINGS, *CACHES], help="these settings alone are judged")
+    parser.add_argument("--only", nargs="+", choices=[*SETTINGS, *CACHES], help="these settings alone")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    names = given.only or [*SETTINGS, *CACHES]
     if given.judged:
         pipe = IDLoraPipeline.from_pretrained("miniature")
-        changes = {name: change for name, change in {**SETTINGS, **CACHES}.items() if name in (given.only or [name])}
+        changes = {name: {**SETTINGS, **CACHES}[name] for name in names}
         rows = judged(pipe, settings_of(pipe, given.steps), changes, given.judged, given.out)
         print(json.dumps(rows, indent=1) if given.json else "\n".join(judged_lines(rows)))
         return
-    told = measured(given.clips, given.steps)
+    told = measured(given.clips, given.steps, names)
     if given.json:
         print(json.dumps(told, indent=1))
         return
