@@ -86,7 +86,7 @@ SETTINGS: Mapping[str, Change] = {
 }
 # These depend on the path that the clip takes, so that nothing is told of single steps.
 CACHES: Mapping[str, Change] = {
-    f"first-block cache {share:g}": partial(replace, first_block_cache=share) for share in (0.03, 0.06, 0.12)
+    f"first-block cache {share:g}": partial(replace, first_block_cache=share) for share in (0.06, 0.12, 0.2)
 }
 
 

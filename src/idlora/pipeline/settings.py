@@ -167,7 +167,7 @@ def _setting_problems(settings: Settings) -> Iterator[str]:
     if settings.num_inference_steps < 1:
         yield f"the number of steps is {settings.num_inference_steps}; it must be at least 1, and 30 is usual"
     if not 0 <= settings.first_block_cache < math.inf:
-        yield f"first_block_cache {settings.first_block_cache} must be at least 0, which is off; 0.05 is usual"
+        yield f"first_block_cache {settings.first_block_cache} must be at least 0, which is off; 0.1 is usual"
     if not MIN_VOICE_SECONDS <= settings.max_voice_seconds < math.inf:
         yield f"max_voice_seconds {settings.max_voice_seconds} is below {MIN_VOICE_SECONDS}; 5 is usual"
     if not all(math.isfinite(strength) for strength in (settings.distilled, settings.refine.distilled)):
