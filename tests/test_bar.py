@@ -118,7 +118,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 
 def test_the_contract_names_the_layers_of_the_design() -> None:
-    names = ["cli", "evaluation", "training", "pipeline", "data", "networks", "core", "files", "errors"]
+    names = ["cli", "mining", "evaluation", "training", "pipeline", "data", "networks", "core", "files", "errors"]
     assert [f"idlora.{name}" for name in names] == LAYERS
 
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much likelier one speaker is than two, for two voices: what of a vector is not the voice is learnt without labels.
+
+Two facts need no label: clips of one track are of one speaker, and a degraded copy is of its clip's. How vectors move
+within these is the noise; what is left of their spread is the voices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+Floats = NDArray[np.float64]
+Classes = NDArray[np.int64]
+
+_SHRINK = 0.05  # of the mean variance, added to every direction of the noise
+_MOST = 48  # directions that are kept
+_LEAST_SHARE = 1e-3  # of the noise's variance that the voices' must reach in a direction
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """Two-covariance model (Brummer and de Villiers 2010) in the directions in which voices differ most over noise.
+
+    There the noise of an observation has variance 1 and voices have variance `between`, direction by direction.
+
+    Attributes:
+        centre: mean vector (D,).
+        project: to those directions (D, K).
+        between: variance of voices (K,).
+    """
+
+    centre: Floats
+    project: Floats
+    between: Floats
+
+    @classmethod
+    def learnt(cls, vectors: Floats, classes: Classes, groups: Classes) -> Likeness:
+        """Learn from observations.
+
+        Args:
+            vectors: observations (N, D).
+            classes: (N,) of each observation: within a class one speaker, whatever else differs.
+            groups: (N,) observations of one group are averaged where voices are compared: a class or several.
+        """
+        noise = within(vectors, classes)
+        noise += _SHRINK * np.trace(noise) / len(noise) * np.eye(len(noise))
+        means = means_of(vectors, groups)
+        centre = means.mean(axis=0)
+        total = (means - centre).T @ (means - centre) / max(1, len(means) - 1)
+        values, directions = eigh(total, noise)
+        order = np.argsort(-values)[: min(_MOST, max(1, len(means) - 1))]
+        between = np.maximum(values[order] - 1.0, _LEAST_SHARE)
+        return cls(centre, directions[:, order], between)
+
+    def seen(self, vectors: Floats) -> Floats:
+        """Vectors (N, D) in the directions of voices (N, K)."""
+        return np.asarray((vectors - self.centre) @ self.project)
+
+    def keys(self, vectors: Floats) -> tuple[Floats, Floats]:
+        """Vectors (N, D) as queries and as keys (N, K + 2) whose inner product is the log-likelihood ratio.
+
+        log N([a, b]; one voice) - log N(a) N(b), a sum over directions of a bilinear form: what is of a alone and of b
+        alone stands in the last two columns, so that a search for neighbours by inner product is exact.
+        """
+        return self.keys_seen(self.seen(vectors))
+
+    def keys_seen(self, seen: Floats) -> tuple[Floats, Floats]:
+        """As `keys`, of vectors (N, K) that are in the directions of voices already."""
+        variance = self.between + 1.0
+        determinant = variance**2 - self.between**2
+        alone = -0.5 * seen**2 @ (variance / determinant - 1 / variance)
+        constant = -0.5 * float(np.sum(np.log(determinant) - 2 * np.log(variance)))
+        scaled = seen * np.sqrt(self.between / determinant)
+        ones = np.ones((len(seen), 1))
+        first = np.concatenate([scaled, alone[:, None] + constant, ones], axis=1)
+        second = np.concatenate([scaled, ones, alone[:, None]], axis=1)
+        return first, second
+
+    def scores(self, vectors: Floats) -> Floats:
+        """The log-likelihood ratio (N, N) of every two vectors (N, D)."""
+        first, second = self.keys(vectors)
+        return np.asarray(first @ second.T)
+
+
+def within(vectors: Floats, classes: Classes) -> Floats:
+    """Covariance (D, D) of vectors (N, D) about the means of their classes."""
+    count = len(np.unique(classes))
+    apart = vectors - means_of(vectors, classes)[np.unique(classes, return_inverse=True)[1]]
+    return np.asarray(apart.T @ apart / max(1, len(vectors) - count))
+
+
+def means_of(vectors: Floats, groups: Classes) -> Floats:
+    """Mean vector of every group (G, D), in the order of the groups' numbers."""
+    names, places = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), vectors.shape[1]))
+    np.add.at(sums, places, vectors)
+    return np.asarray(sums / np.bincount(places)[:, None])
