@@ -25,10 +25,11 @@ COLUMNS = {
 }  # fmt: skip
 
 _BAND = (250.0, 3500.0)  # Hz, where voices are
-_JOIN = 0.3  # seconds of a pause within an utterance
-_AROUND = 0.2  # seconds before and after it that are compared too: lips shut in pauses
+_JOIN = 0.4  # seconds of a pause within an utterance
+_AROUND = 0.25  # seconds before and after it that are compared too: lips shut in pauses
 _SHIFT = 0.2  # seconds by which sound may be early or late
 _LEAST = 12  # frames
+_SHORTEST = 0.1  # seconds of an utterance within a track that count
 
 
 def active_of(item: Item) -> Outcome:
@@ -82,7 +83,7 @@ def _judged(
     start, end = utterance
     rows: list[Row] = []
     reasons: list[tuple[str, tuple[float, float]]] = []
-    seen = [track for track in tracks if min(end, track["end"]) - max(start, track["start"]) >= _LEAST / rules.rate]
+    seen = [track for track in tracks if min(end, track["end"]) - max(start, track["start"]) >= _SHORTEST]
     if not seen:
         return [], [(UNSEEN, utterance)]
     for track in seen:
@@ -91,7 +92,9 @@ def _judged(
         opening = np.asarray(track["opening"], np.float64)
         first, last = (round((second - track["start"]) * rules.rate) for second in around)
         follow, late, moved = followed(opening[first:last], energy, (around[0] - begin) * rules.rate, rules.rate)
-        if moved < rules.least_moved:
+        if last - first < _LEAST:
+            reasons.append((UNSEEN, span))  # too little of it is seen to be told
+        elif moved < rules.least_moved:
             reasons.append((STILL, span))
         elif follow < rules.least_follow:
             reasons.append((APART, span))

@@ -150,10 +150,10 @@ def _by_service(picture: NDArray[np.uint8], rules: CaptionRules) -> str:
         with urllib.request.urlopen(request, timeout=_WAIT) as answer:  # noqa: S310 - likewise
             return str(json.load(answer)["choices"][0]["message"]["content"])
     except (OSError, ValueError, LookupError, TypeError, urllib.error.URLError) as error:
-        raise _Unanswered(
+        raise _UnansweredError(
             f"{rules.captioner} gave no caption: {error}; see that it is reached and run again"
         ) from error
 
 
-class _Unanswered(SettingsError):
+class _UnansweredError(SettingsError):
     """A service that does not answer ends the stage: with the next run it goes on."""

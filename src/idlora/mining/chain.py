@@ -48,14 +48,14 @@ class Chain:
     shop: Workshop
     settings: MiningSettings
 
-    def files(self, sources: Sequence[Source], withdrawn: Sequence[str]) -> Table:
+    def files(self, sources: Sequence[Source], withdrawn: Sequence[str]) -> tuple[Table, Table]:
         """What the files hold, and which are looked at."""
         items = [probing.item_of(row_of(source)) for source in sources]
         columns = {**probing.COLUMNS, "name": "text"}
         probe = self.shop.mapped("probe", columns, probing.probed, items)
         rules = self.settings.files
         given = [asdict(rules), sorted(withdrawn)]
-        return self.shop.pure(
+        return probe, self.shop.pure(
             "files", probing.COLUMNS, lambda: probing.chosen(probe.rows, rules, withdrawn), [probe], given
         )
 
@@ -177,7 +177,8 @@ class Chain:
             told = pairing.candidates(
                 kept.rows, one_by(measured.rows, "clip"), one_by(said.rows, "clip"), speakers, recordings
             )
-            return pairing.pairs_of(told, rules)
+            tested = {row["speaker"] for row in split.rows if row["split"] == "test"}
+            return pairing.pairs_of(told, rules, tested)
 
         before = [files, kept, measured, said, split]
         return self.shop.pure("pairs", pairing.COLUMNS, make, before, asdict(rules))

@@ -13,7 +13,7 @@ from idlora.mining.tables import Row, dropped
 Span = tuple[float, float]
 
 BRIEF, ENDS, OTHERS, LITTLE, MANY = (
-    "shot too short for a clip", "no pause to end in", "somebody else is heard", "too little speech", "enough clips of it"
+    "shot too short for a clip", "no pause to end in", "somebody else is heard", "too little speech", "enough clips"
 )  # fmt: skip
 COLUMNS = {
     "clip": "text", "file": "text", "track": "text", "start": "number", "end": "number", "speech": "number",
@@ -58,7 +58,7 @@ def clips_of(
         if not said:
             continue
         stage = _stage(track, said, speech, rules)
-        found, reasons = _cut(stage, said, rules)
+        found, reasons = _cut(stage, rules)
         rows += [_row(file, track["track"], start, stage, rules) for start in found]
         gone += [dropped(f"{file}@{span[0]:.2f}", file, reason, span=span) for reason, span in reasons]
     gone += [dropped(row["clip"], file, MANY, span=(row["start"], row["end"])) for row in rows[rules.most :]]
@@ -76,7 +76,7 @@ def _common(first: Span, second: Span) -> float:
     return min(first[1], second[1]) - max(first[0], second[0])
 
 
-def _cut(stage: Stage, said: Sequence[Span], rules: ClipRules) -> tuple[list[float], list[tuple[str, Span]]]:
+def _cut(stage: Stage, rules: ClipRules) -> tuple[list[float], list[tuple[str, Span]]]:
     """Beginnings of clips that do not overlap, first come first served; utterances that begin none."""
     found: list[float] = []
     reasons: list[tuple[str, Span]] = []

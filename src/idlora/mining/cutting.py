@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a pair consists of: the clip at the training rate, the reference as recorded, and the reference cleaned."""
+"""The files of a pair: the clip at the training rate, the reference as recorded, and the reference cleaned."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,9 @@ def heard_of(files: Sequence[Row], clips: Sequence[Row], quality: Sequence[Row],
     by_file, by_clip = {row["file"]: row for row in files}, {row["clip"]: row for row in quality}
     told = {row["clip"]: row for row in vectors}
     rows = [row for row in clips if row["clip"] in told and row["clip"] in by_clip]
-    _, tracks = np.unique([row["track"] for row in rows], return_inverse=True) if rows else ([], np.zeros(0, int))
+    if not rows:
+        return Heard([], [], [], [], np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1, 1)))
+    _, tracks = np.unique([row["track"] for row in rows], return_inverse=True)
     plain = np.array([told[row["clip"]]["vector"] for row in rows], np.float64).reshape(len(rows), -1)
     copies = np.array([told[row["clip"]]["copies"] for row in rows], np.float64)
     copies = copies.reshape(len(rows), -1, max(1, plain.shape[1]))
@@ -181,9 +183,11 @@ def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRul
     allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in links.pairs], bool)
     links = _Links(links.pairs[allowed], links.scores[allowed], links.mutual[allowed], thresholds)
     known = np.array([bool(labels[a]) and labels[a] == labels[b] for a, b in links.pairs], bool)
-    enough = links.scores >= np.where(known, thresholds.doubtful, thresholds.linked)
+    # A label says who should be heard; the voice need only not speak against it.
+    enough = links.scores >= np.where(known, min(0.0, thresholds.doubtful), thresholds.linked)
     good = links.mutual & enough
-    return links, joined(len(means), links.pairs[good], links.scores[good], likeness.scores, means, thresholds.doubtful)
+    least = np.where(known[good], -np.inf, thresholds.doubtful)
+    return links, joined(len(means), links.pairs[good], links.scores[good], Alike(likeness.scores, means, least))
 
 
 def _may_be_one(first: str, second: str, one_file: bool) -> bool:
@@ -204,7 +208,22 @@ def _mutual(scores: Floats, places: Classes, apart: Classes, count: int) -> _Lin
     return _Links(np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float64), np.array(mutual, bool), none)
 
 
-def joined(count: int, pairs: Classes, scores: Floats, score: object, means: Floats, least: float) -> Classes:
+@dataclass(frozen=True, eq=False)
+class Alike:
+    """How alike groups must be to be joined.
+
+    Attributes:
+        score: of vectors (N, D) with one another (N, N).
+        means: vector of every voice.
+        least: mean score (L,) of the members of two groups below which a link does not join them.
+    """
+
+    score: Callable[[Floats], Floats]
+    means: Floats
+    least: Floats
+
+
+def joined(count: int, pairs: Classes, scores: Floats, alike: Alike) -> Classes:
     """The group (V,) of every voice: the best links first, and none that joins what is unlike on the whole.
 
     Two groups are joined where a link says so and the mean score of all their members with one another is not below
@@ -217,9 +236,8 @@ def joined(count: int, pairs: Classes, scores: Floats, score: object, means: Flo
         if first == second:
             continue
         both = members[first] + members[second]
-        table = score(means[both])  # type: ignore[operator]
-        across = table[: len(members[first]), len(members[first]) :]
-        if float(across.mean()) < least:
+        across = alike.score(alike.means[both])[: len(members[first]), len(members[first]) :]
+        if float(across.mean()) < alike.least[place]:
             continue
         kept, gone = min(first, second), max(first, second)
         members[kept] = sorted(both)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much likelier one speaker is than two, for two voices: what of a vector is not the voice is learnt without labels.
+"""How much likelier one speaker is than two, for two voices; what of a vector is no voice is learnt without labels.
 
 Two facts need no label: clips of one track are of one speaker, and a degraded copy is of its clip's. How vectors move
 within these is the noise; what is left of their spread is the voices.
@@ -16,8 +16,8 @@ from scipy.linalg import eigh
 Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
 
-_SHRINK = 0.05  # of the mean variance, added to every direction of the noise
 _MOST = 48  # directions that are kept
+_TINY = 1e-12
 _LEAST_SHARE = 1e-3  # of the noise's variance that the voices' must reach in a direction
 
 
@@ -46,13 +46,15 @@ class Likeness:
             classes: (N,) of each observation: within a class one speaker, whatever else differs.
             groups: (N,) observations of one group are averaged where voices are compared: a class or several.
         """
-        noise = within(vectors, classes)
-        noise += _SHRINK * np.trace(noise) / len(noise) * np.eye(len(noise))
+        size, count = vectors.shape[1], len(np.unique(classes))
+        noise = _shrunk(within(vectors, classes), len(vectors) - count)
         means = means_of(vectors, groups)
         centre = means.mean(axis=0)
         total = (means - centre).T @ (means - centre) / max(1, len(means) - 1)
         values, directions = eigh(total, noise)
-        order = np.argsort(-values)[: min(_MOST, max(1, len(means) - 1))]
+        share = size / (size + len(means))  # few voices tell little of how voices differ: then alike in all directions
+        values = (1 - share) * values + share * values.mean()
+        order = np.argsort(-values)[:_MOST]
         between = np.maximum(values[order] - 1.0, _LEAST_SHARE)
         return cls(centre, directions[:, order], between)
 
@@ -84,6 +86,13 @@ class Likeness:
         """The log-likelihood ratio (N, N) of every two vectors (N, D)."""
         first, second = self.keys(vectors)
         return np.asarray(first @ second.T)
+
+
+def _shrunk(noise: Floats, freedom: int) -> Floats:
+    """A covariance (D, D) of few observations nearer to that of equal directions: they tell little of its shape."""
+    size = len(noise)
+    share = size / (size + max(1, freedom))
+    return np.asarray((1 - share) * noise + (share * np.trace(noise) / size + _TINY) * np.eye(size))
 
 
 def within(vectors: Floats, classes: Classes) -> Floats:

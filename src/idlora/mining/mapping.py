@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -70,7 +71,7 @@ def attempted(work: Work, item: Item) -> Outcome:
 
 
 def _by_processes(work: Work, items: Sequence[Item], workers: int) -> Done:
-    """All at once; if a process dies, what is left is done by one at a time, and twice at most by each."""
+    """All at once; if a process dies, what is left is done by one process, and one that it dies of twice is told."""
     left = dict(enumerate(items))
     try:
         for place, outcome in _pooled(work, dict(left), workers):
@@ -78,6 +79,7 @@ def _by_processes(work: Work, items: Sequence[Item], workers: int) -> Done:
             yield place, outcome
     except BrokenProcessPool:
         logger.warning("a process died; the %d items that are left are done again one by one", len(left))
+    deaths: dict[int, int] = {}
     while left:
         try:
             for place, outcome in _pooled(work, dict(left), 1):
@@ -85,8 +87,10 @@ def _by_processes(work: Work, items: Sequence[Item], workers: int) -> Done:
                 yield place, outcome
         except BrokenProcessPool:
             place = next(iter(left))  # one process takes them in their order
-            del left[place]
-            yield place, {FAULT: DIED}
+            deaths[place] = deaths.get(place, 0) + 1
+            if deaths[place] > 1:
+                del left[place]
+                yield place, {FAULT: DIED}
 
 
 def _pooled(work: Work, items: Mapping[int, Item], workers: int) -> Done:
@@ -102,26 +106,39 @@ def _pooled(work: Work, items: Mapping[int, Item], workers: int) -> Done:
             pool.shutdown(cancel_futures=True)
 
 
-def _by_ray(work: Work, items: Sequence[Item], workers: int) -> Done:
+@contextmanager
+def cluster(workers: int, *, ray: bool) -> Iterator[Any]:
+    """Ray for all that is mapped in this context: the cluster that is there, or one that is started here and ended.
+
+    Raises:
+        SettingsError: Ray is not installed.
+    """
+    if not ray:
+        yield None
+        return
     try:
-        import ray
-        import ray.data
+        import ray as module
+        import ray.data as _  # noqa: F401 - it needs packages of its own
     except ImportError as error:
         raise SettingsError("--ray needs Ray Data: pip install 'idlora[ray,mining]', or leave it out") from error
-    if not items:
-        return
-    started = not ray.is_initialized()
+    started = not module.is_initialized()
     if started:
-        ray.init(num_cpus=workers, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        module.init(num_cpus=workers, log_to_driver=False, configure_logging=False, include_dashboard=False)
     try:
-        yield from _on_cluster(ray, work, items, workers)
+        yield module
     finally:
         if started:
-            ray.shutdown()
+            module.shutdown()
+
+
+def _by_ray(work: Work, items: Sequence[Item], workers: int) -> Done:
+    """A task of Ray an item; Ray does it again if its process or machine dies."""
+    with cluster(workers, ray=True) as ray:
+        if items:
+            yield from _on_cluster(ray, work, items, workers)
 
 
 def _on_cluster(ray: Any, work: Work, items: Sequence[Item], workers: int) -> Done:
-    """A task of Ray an item; Ray does it again if its process or machine dies."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"place": place, "item": json.dumps(item)} for place, item in enumerate(items)]
     blocks = min(len(rows), max(1, 4 * workers))

@@ -47,11 +47,11 @@ def index_of(keys: Floats, exact: int = EXACT) -> Any:
     except ImportError as error:
         raise SettingsError("finding neighbours needs FAISS: pip install 'idlora[mining]'") from error
     if len(keys) <= exact:
-        index = faiss.IndexFlatIP(keys.shape[1])
-        index.add(_single(keys))
-        return index
+        flat: Any = faiss.IndexFlatIP(keys.shape[1])
+        flat.add(_single(keys))
+        return flat
     cells = int(4 * np.sqrt(len(keys)))
-    index = faiss.index_factory(keys.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(keys.shape[1], f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.max_points_per_centroid = _SEED, _SAMPLES_A_CELL
     sample = np.random.default_rng(_SEED).choice(len(keys), min(len(keys), cells * _SAMPLES_A_CELL), replace=False)
     index.train(_single(keys[np.sort(sample)]))

@@ -48,8 +48,8 @@ def pitch_of(sound: NDArray[np.float32], rate: int = 16_000) -> Pitch:
 def pitch_track(sound: NDArray[np.float32], rate: int = 16_000) -> tuple[Floats, NDArray[np.bool_]]:
     """Hertz (T,) of frames every 10 ms, 0 where unvoiced, and which frames (T,) are loud.
 
-    A window of 40 ms under Hann's taper, its autocorrelation divided by the taper's own (Boersma 1993), the peak refined
-    by a parabola.
+    A window of 40 ms under Hann's taper, its autocorrelation divided by the taper's own (Boersma 1993), the peak
+    refined by a parabola.
     """
     size, hop = round(_WINDOW * rate), round(_HOP * rate)
     if len(sound) < size + hop:

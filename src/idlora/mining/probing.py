@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from idlora.data.media.timeline import probe
-from idlora.errors import IDLoraError
+from idlora.errors import IDLoraError, MediaError
 from idlora.files import sha256_of
 from idlora.mining.mapping import Item, Outcome
 from idlora.mining.settings import FileRules
@@ -45,6 +45,8 @@ def probed(item: Item) -> Outcome:
     """
     path = Path(item["path"])
     digest = sha256_of(path)
+    if not path.stat().st_size:
+        raise MediaError(f"{path.name} is empty, 0 bytes; copy it anew")
     try:
         found = asdict(probe(path))
     except IDLoraError as error:

@@ -32,7 +32,7 @@ COLUMNS = {
     "loudness": "number", "contrast": "number", "rt60": "number", "spectrum": "numbers",
 }  # fmt: skip
 
-_BAND = (200.0, 6000.0)  # Hz
+_BAND = (400.0, 6000.0)  # Hz
 _SIDE = 320  # pixels
 _FAINTEST = 1e-5
 _DARK = 20  # of 255: a black bar is darker
@@ -105,9 +105,10 @@ def fault_of(measured: dict[str, Any], rules: QualityRules) -> tuple[str, str] |
 def snr(sound: NDArray[np.float32], spans: Sequence[tuple[float, float]]) -> float:
     """Decibels of a sound (N,) at 16 kHz in its stretches of speech over what is left in its pauses, at most 60.
 
-    Between 200 and 6,000 Hz: the rumble of traffic below hides no voice. Where there is no pause of 0.1 s, the loudest tenth of frames of 20 ms over the quietest tenth.
+    Between 400 and 6,000 Hz: the rumble of traffic below hides no voice. Where there is no pause of 0.1 s, the loudest
+    tenth of frames of 20 ms over the quietest tenth.
     """
-    band = sosfilt(butter(2, _BAND, "bandpass", fs=RATE, output="sos"), sound.astype(np.float64))
+    band = sosfilt(butter(4, _BAND, "bandpass", fs=RATE, output="sos"), sound.astype(np.float64))
     power = np.square(band)
     said = np.zeros(len(sound), bool)
     for low, high in spans:
@@ -123,9 +124,9 @@ def snr(sound: NDArray[np.float32], spans: Sequence[tuple[float, float]]) -> flo
 def music(sound: NDArray[np.float32]) -> float:
     """Share of a sound (N,) at 16 kHz in which a tone stands still for a third of a second: notes do, voices do not.
 
-    A tone is a peak of the spectrum (windows of 128 ms, every 32 ms) between 150 and 2,500 Hz that stands 12 dB above its
-    surroundings and within 35 dB of the loudest. It stands still where one bin holds a peak in ten windows on end and
-    its level neither falls by 4 dB, as the echo of a hall does, nor moves by more than 8.
+    A tone is a peak of the spectrum (windows of 128 ms, every 32 ms) between 150 and 2,500 Hz that stands 12 dB above
+    its surroundings and within 35 dB of the loudest. It stands still where one bin holds a peak in ten windows on end
+    and its level neither falls by 4 dB, as the echo of a hall does, nor moves by more than 8.
     """
     size, hop, run = 2048, 512, 10
     if len(sound) < size + run * hop:

@@ -13,6 +13,7 @@ from idlora.files import write_text
 from idlora.mining import manifest, splits
 from idlora.mining.chain import Chain, kept_of
 from idlora.mining.grouping import doubts_of
+from idlora.mining.mapping import cluster
 from idlora.mining.settings import MiningSettings
 from idlora.mining.sources import Source
 from idlora.mining.splits import Frozen, read_frozen, write_frozen
@@ -51,7 +52,15 @@ def mine(sources: Sequence[Source], shop: Workshop, settings: MiningSettings) ->
     shop.prepare()
     write_text(shop.out / GIVEN_NAME, json.dumps(asdict(settings), indent=1) + "\n")
     withdrawn = read_withdrawn(shop.out)
-    chain = Chain(shop, settings)
+    with cluster(shop.workers, ray=shop.ray):
+        tables = _all(Chain(shop, settings), sources, withdrawn)
+    lines = manifest.lines_of(tables)
+    manifest.write_manifests(shop.out, lines)
+    return Mined(tables, lines)
+
+
+def _all(chain: Chain, sources: Sequence[Source], withdrawn: Withdrawn) -> dict[str, Table]:
+    """Every table by the name of its stage."""
     tables = _looked_at(chain, sources, withdrawn)
     tables |= _known(chain, tables)
     tables["splits"] = _split(chain, tables)
@@ -60,9 +69,7 @@ def mine(sources: Sequence[Source], shop: Workshop, settings: MiningSettings) ->
     tables["pairs"] = chain.pairs(tables["files"], held, *parts)
     tables["media"] = chain.media(tables["files"], tables["clips"], tables["pairs"])
     tables["captions"] = chain.captions(tables["files"], tables["clips"], tables)
-    lines = manifest.lines_of(tables)
-    manifest.write_manifests(shop.out, lines)
-    return Mined(tables, lines)
+    return tables
 
 
 def _check_denoiser(settings: MiningSettings) -> None:
@@ -76,15 +83,16 @@ def _check_denoiser(settings: MiningSettings) -> None:
 
 def _looked_at(chain: Chain, sources: Sequence[Source], withdrawn: Withdrawn) -> dict[str, Table]:
     """Files, shots, speech, faces, who speaks, clips."""
-    files = chain.files(sources, withdrawn.files)
+    probe, files = chain.files(sources, withdrawn.files)
     if not files.rows:
-        told = ", ".join(sorted({row["reason"] for row in files.dropped}))
+        told = ", ".join(sorted({row["reason"] for row in (*probe.dropped, *files.dropped)}))
         raise InputError(f"none of {len(sources)} recordings can be used ({told}); see tables/files.dropped.parquet")
     shots, spoken = (chain.spared(files, table, withdrawn) for table in (chain.scenes(files), chain.speech(files)))
     faces = chain.faces(files, shots)
     active = chain.active(files, faces, spoken)
     cut = chain.clips(faces, spoken, active)
-    return {"files": files, "scenes": shots, "speech": spoken, "faces": faces, "active": active, "clips": cut}
+    seen = {"scenes": shots, "speech": spoken, "faces": faces, "active": active, "clips": cut}
+    return {"probe": probe, "files": files, **seen}
 
 
 def _known(chain: Chain, tables: Mapping[str, Table]) -> dict[str, Table]:

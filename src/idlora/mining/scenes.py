@@ -42,8 +42,8 @@ def scenes_of(item: Item) -> Outcome:
 def cuts_of(frames: Iterable[NDArray[np.uint8]], rate: float) -> tuple[list[int], int]:
     """Numbers of the frames with which a new shot begins, and how many frames there are.
 
-    Two detectors of PySceneDetect: one compares a frame's change with that of its neighbours, so that moving cameras are
-    no cuts; the other takes any great change.
+    Two detectors of PySceneDetect: one compares a frame's change with that of its neighbours, so that moving cameras
+    are no cuts; the other takes any great change.
     """
     from_content, code = _detectors()
     cuts: set[int] = set()

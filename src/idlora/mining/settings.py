@@ -113,7 +113,7 @@ class QualityRules:
         most_jump: change between two frames, as a multiple of the clip's usual change, that counts as a cut.
     """
 
-    least_snr: float = 6.0
+    least_snr: float = 4.0
     most_clipped: float = 0.001
     most_music: float = 0.12
     least_voiced: float = 0.15
@@ -127,7 +127,8 @@ class SpeakerRules:
     """How voices of several files become speakers.
 
     Attributes:
-        encoder: name of a judge of voices: `speaker` (Resemblyzer, in its package), or one that needs weights.
+        encoder: name of a judge of voices: `speaker` (Resemblyzer, in its package), `speaker-world` (the miniature's world
+            alone), or one that needs weights.
         weights: file, folder or hub name of its weights.
         copies: degraded copies of a voice's clips from which the effect of rooms and noise is learnt.
         clean: embed denoised sound, where the denoiser is installed.

@@ -153,7 +153,7 @@ def _talkvid(videos: Path, told: Any) -> list[Source]:
 
 
 def _of_names(
-    by_name: Mapping[str, Path], cut: tuple[str, ...], whole: str, span: tuple[float, float], given: Mapping[str, str]
+    by_name: Mapping[str, Path], cut: tuple[str, ...], whole: str, span: tuple[float, float], given: Mapping[str, Any]
 ) -> list[Source]:
     """The file that is cut to the clip, else the span of the whole video, else nothing."""
     for name in cut:
@@ -202,7 +202,7 @@ def with_rights(sources: list[Source], table: Path | None) -> list[Source]:
 
 
 def _entitled(source: Source, rows: list[dict[str, str]]) -> Source:
-    told: dict[str, str] = {}
+    told: dict[str, Any] = {}
     for row in rows:
         if fnmatch(source.path.as_posix(), f"*{row['path']}") or fnmatch(source.path.name, row["path"]):
             told |= {key: value.strip() for key in _RIGHTS if (value := row.get(key) or "").strip()}

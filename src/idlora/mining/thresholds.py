@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From which score on two voices are one speaker, chosen from the scores alone.
 
-How often two strangers reach a score is told by decoys: voices mirrored in half of their directions, which are as likely
-as any voice and nobody's. Decoys' scores against true voices are scores of strangers, in any number that the tail needs.
+How often two strangers reach a score is told by decoys: voices mirrored in half of their directions, which are as
+likely as any voice and nobody's. Decoys' scores against true voices are scores of strangers, in any number.
 """
 
 from __future__ import annotations

@@ -20,16 +20,21 @@ from idlora.mining.tables import Row, dropped
 
 RATE = 16_000
 COLUMNS = {"clip": "text", "file": "text", "vector": "numbers", "copies": "numbers"}
+WORLD = "speaker-world"
 NO_VOICE = "no voice to tell"
 
 
 @cache
 def encoder_of(name: str, weights: str) -> SpeakerEncoder:
-    """The network of a judge of voices, by the judge's name.
+    """The network of a judge of voices, by the judge's name; `speaker-world` is that of the miniature's world.
 
     Raises:
         SettingsError: there is no such judge, it makes no vectors of voices, or it lacks its weights or a package.
     """
+    if name == WORLD:
+        from idlora.evaluation.judges.world_voices import WorldVoices
+
+        return WorldVoices()
     from idlora.evaluation.laboratory.panel import Panel
 
     judge = Panel.of([name], {name: weights} if weights else {}).judges[name]

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib.util import find_spec
 
+import numpy as np
+from numpy.typing import NDArray
+
+from idlora.data.media import Voice, clean_voice
 from idlora.data.media.timeline import read_mono
 from idlora.errors import InputError
 from idlora.evaluation.judges.whisper import WhisperListener
@@ -44,11 +49,11 @@ def words_of(item: Item) -> Outcome:
         start, end = clip["start"], clip["end"]
         low, high = clip["reference_start"], clip["reference_end"]
         if (low, high) not in known:
-            known[low, high] = listener.hear(read_mono(item["path"], RATE, low, high), RATE)
+            known[low, high] = _heard(listener, read_mono(item["path"], RATE, low, high))
         around = known[low, high]
         inside = _inside(around, start - low, end - low)
         if inside is None:
-            inside = listener.hear(read_mono(item["path"], RATE, start, end), RATE)
+            inside = _heard(listener, read_mono(item["path"], RATE, start, end))
         if not inside:
             gone.append(dropped(clip["clip"], item["file"], WORDLESS, span=(start, end)))
             continue
@@ -56,6 +61,14 @@ def words_of(item: Item) -> Outcome:
         rate = len(inside) / max(0.5, clip["spoken"])
         rows.append({"clip": clip["clip"], "text": text, "reference_text": reference, "listener": told, "rate": rate})
     return {"rows": rows, "dropped": gone}
+
+
+def _heard(listener: Listener, sound: NDArray[np.float32]) -> list[Heard]:
+    """The words of a sound (N,); of one in which none are heard, those of the same without its noise, where it can be."""
+    found = listener.hear(sound, RATE)
+    if found or find_spec("pyrnnoise") is None:
+        return found
+    return listener.hear(clean_voice(Voice(sound[None], RATE)).samples[0], RATE)
 
 
 def _inside(words: list[Heard], start: float, end: float) -> list[Heard] | None:

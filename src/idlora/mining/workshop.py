@@ -101,7 +101,10 @@ class Workshop:
         """As `mapped`, for a stage that writes files: an item whose files are gone is done again.
 
         Args:
-            name, columns, work, items: see `mapped`.
+            name: see `mapped`, as are:
+            columns: of its table.
+            work: a function.
+            items: each with `file`.
             files: columns that name files, relative to `out`.
         """
 

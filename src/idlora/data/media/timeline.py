@@ -122,7 +122,8 @@ def frames_between(
     Args:
         path: a video file.
         rate: frames a second.
-        start, end: seconds.
+        start: seconds.
+        end: seconds.
         max_side: longest side in pixels; larger frames are scaled down. 0 = as they are.
 
     Raises:
@@ -149,8 +150,6 @@ def _shown(container: InputContainer, origin: float, max_side: int) -> Iterator[
     """Time in seconds and pixels of each frame in order; those without a time are passed over."""
     scaler = VideoReformatter()  # one for all frames: each new one sets itself up for as long as it then works
     for frame in container.decode(video=0):
-        if frame.time is None:
-            continue
         scale = min(1.0, max_side / max(frame.width, frame.height)) if max_side else 1.0
         size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
         pixels = scaler.reformat(frame, format="rgb24", threads=1, **size).to_ndarray()
@@ -164,7 +163,7 @@ def _paced(
     for time, pixels in shown:
         if before is not None:
             half = (before[0] + time) / 2
-            while (wanted := start + number / rate) < min(half, end):
+            while start + number / rate < min(half, end):
                 yield before[1]
                 number += 1
             step = time - before[0]
@@ -172,7 +171,7 @@ def _paced(
         if time > end + step:
             return
     if before is not None:
-        while (wanted := start + number / rate) < min(before[0] + step - 1e-6, end):
+        while start + number / rate < min(before[0] + step - 1e-6, end):
             yield before[1]
             number += 1
 

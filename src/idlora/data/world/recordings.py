@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from idlora.data.media import write_mp4
 from idlora.data.processes import one_thread_each
 from idlora.data.world.clip import BEAT, FRAME_RATE, NUM_WORDS, SIZE, Sound, mouth
-from idlora.data.world.look import PLACES, Face, Look, background, render
+from idlora.data.world.look import Face, Look, render
+from idlora.data.world.places import PLACES, background
 from idlora.data.world.sound import in_place
 from idlora.data.world.voice import SAMPLE_RATE, STYLES, VOCABULARY, Array, Voice, speak, word_spans
 

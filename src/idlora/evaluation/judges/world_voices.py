@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Voices of the miniature's world: a small network that tells its speakers apart in all of its places and styles.
 
-It is for the procedural world what networks trained on VoxCeleb are for people: made by `tools/train_world_voices.py` of
-speakers that belong to no split of the world and to no recording of `idlora world recordings`.
+It is for the procedural world what networks trained on VoxCeleb are for people, made by `tools/train_world_voices.py`
+of speakers that belong to no split of the world and to no recording of `idlora world recordings`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class VoiceNet(nn.Module):
         self.head = nn.Linear(4 * WIDTH, SIZE)
 
     def forward(self, mel: Tensor) -> Tensor:
+        """Unit vectors (B, 64) of log-mel spectra (B, T, 64)."""
         mel = mel - mel.mean(dim=(1, 2), keepdim=True)  # loudness is no part of a voice
         hidden = self.layers(mel.transpose(1, 2) / 4)  # (B, C, T)
         weights = torch.softmax(self.attention(hidden), dim=-1)

@@ -25,17 +25,18 @@ _DARK = 0.75  # of the mouth region's usual brightness, below which it is the in
 class CascadeFinder:
     """The cascade of frontal faces on every fifth frame; boxes of one face are joined and steadied between.
 
-    Limits: frontal faces in fair light; it tells no turned face and misses about one in ten. The opening of the lips is
-    the dark share of the mouth's region: beards, shadows and teeth disturb it, so lips are followed worse than by a mesh.
+    Limits: frontal faces in fair light; it tells no turned face. The opening of the lips is the dark share of the
+    mouth's region: beards, shadows and teeth disturb it, so lips are followed worse than by a mesh.
     """
 
     @cached_property
     def _cascade(self) -> Any:
         try:
             import cv2
+            from cv2 import data
         except ImportError as error:
             raise SettingsError("finding faces needs OpenCV: pip install 'idlora[mining]'") from error
-        return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml")
+        return cv2.CascadeClassifier(f"{data.haarcascades}haarcascade_frontalface_default.xml")
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class CascadeFinder:
 
     def _boxes(self, frame: Frames) -> NDArray[np.float64]:
         """Left, top, width and height (N, 4) of faces, as shares of the picture."""
+        cascade = self._cascade
         import cv2
 
         height, width = frame.shape[:2]
@@ -71,8 +73,9 @@ class CascadeFinder:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         grey = cv2.equalizeHist(cv2.cvtColor(cv2.resize(frame, size), cv2.COLOR_RGB2GRAY))
         least = max(24, round(_LEAST * min(size)))
-        boxes = self._cascade.detectMultiScale(grey, _SCALE, _NEIGHBOURS, minSize=(least, least))
-        return np.asarray(boxes, np.float64).reshape(-1, 4) / np.array([size[0], size[1]] * 2)
+        boxes = cascade.detectMultiScale(grey, _SCALE, _NEIGHBOURS, minSize=(least, least))
+        shares: NDArray[np.float64] = np.asarray(boxes, np.float64).reshape(-1, 4) / np.array([size[0], size[1]] * 2)
+        return shares
 
 
 def _chained(boxes: list[NDArray[np.float64]]) -> list[tuple[list[int], NDArray[np.float64]]]:
@@ -94,7 +97,7 @@ def _chained(boxes: list[NDArray[np.float64]]) -> list[tuple[list[int], NDArray[
 
 
 def _overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    return Seen(*first, opening=0.0).overlap(Seen(*second, opening=0.0))
+    return _boxed(first, 0.0).overlap(_boxed(second, 0.0))
 
 
 def _seen(frame: Frames, box: NDArray[np.float64]) -> Seen:
@@ -106,4 +109,9 @@ def _seen(frame: Frames, box: NDArray[np.float64]) -> Seen:
     region = frame[rows, columns].astype(np.float64).mean(axis=2)
     usual = float(np.percentile(region, 75)) if region.size else 0.0
     dark = np.clip((_DARK * usual - region) / max(1.0, _DARK * usual), 0, 1) if region.size else np.zeros(1)
-    return Seen(*(float(part) for part in box), opening=float(dark.mean()) * (_ROWS[1] - _ROWS[0]))
+    return _boxed(box, float(dark.mean()) * (_ROWS[1] - _ROWS[0]))
+
+
+def _boxed(box: NDArray[np.float64], opening: float) -> Seen:
+    left, top, width, height = (float(part) for part in box)
+    return Seen(left, top, width, height, opening)
