@@ -24,8 +24,11 @@ ODD = ("cut.mp4", "damaged.mp4", "empty.mp4", "mute.mp4", "twin.mp4")
 
 
 WORDS = (
-    ("river", "garden", "coffee"), ("music", "happy", "yellow"), ("window", "doctor", "sunday"), ("morning", "purple", "dragon"),
-)  # fmt: skip
+    ("river", "garden", "coffee"),
+    ("music", "happy", "yellow"),
+    ("window", "doctor", "sunday"),
+    ("morning", "purple", "dragon"),
+)
 
 
 def recordings() -> list[Recording]:

@@ -46,8 +46,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("files") / "videos")
 
 
-def frames_of(path: Path, **span: float) -> np.ndarray:
-    return np.stack(list(frames_between(path, 25.0, **span))).astype(float)
+def frames_of(path: Path, start: float = 0.0, end: float = np.inf) -> np.ndarray:
+    return np.stack(list(frames_between(path, 25.0, start, end))).astype(float)
 
 
 def test_a_turned_file_stands_upright_and_a_phones_file_keeps_step_with_its_sound(corpus: Path) -> None:
@@ -134,8 +134,9 @@ def test_the_cascade_sees_a_face_and_its_lips() -> None:
     cascade, world = CascadeFinder().find(frames), finder_named("world").find(frames)
     both = [place for place in range(len(frames)) if cascade[place] and world[place]]
     assert len(both) > 0.9 * len(frames)
-    assert all(cascade[place][0].overlap(world[place][0]) > 0.5 for place in both)
-    assert np.corrcoef(*([found[place][0].opening for place in both] for found in (cascade, world)))[0, 1] > 0.5
+    assert all(cascade[place][0].overlap(world[place][0]) > 0.3 for place in both)
+    opened, truly = (np.array([found[place][0].opening for place in both]) for found in (cascade, world))
+    assert np.corrcoef(opened, truly)[0, 1] > 0.5
     assert CascadeFinder().find(gradient_frames(5, 96, 96)) == [[]] * 5
 
 
@@ -144,7 +145,8 @@ def test_quality_tells_music_bars_cuts_clipping_and_whispers() -> None:
     sound, dry = render_heard(recording)
     frames = render_seen(recording, dry)
     notes = sum(0.05 * tone(len(sound) / 16_000, pitch)[0][: len(sound)] for pitch in (220.0, 277.2, 329.6))
-    assert quality.music(sound) < 0.1 < 0.5 < quality.music(sound + notes)
+    assert quality.music(sound) < 0.1
+    assert quality.music(sound + notes) > 0.5
     assert quality.jump(frames[:60]) < 10 < quality.jump(frames[30:130])
     framed = np.pad(frames[:20], ((0, 0), (16, 16), (0, 0), (0, 0)))
     assert quality.black_bars(frames[:20]) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs: other words, another recording, near and far conditions; references cleaned in time; captions of facts alone."""
+"""Pairs: other words, another recording, near and far conditions; references cleaned in time; captions of facts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def candidate(number: int, recording: str, words: str, level: float = -20.0, spe
     return Candidate(f"c{number:03d}", recording, recording, speaker, said, said, span, span, sound)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sets(st.sampled_from(WORDS), min_size=1, max_size=3), st.integers(0, 2), st.floats(-60, 0)), min_size=1, max_size=24), st.integers(1, 6))  # fmt: skip
+SAID = st.sets(st.sampled_from(WORDS), min_size=1, max_size=3)
+DRAWN = st.tuples(st.integers(0, 3), SAID, st.integers(0, 2), st.floats(-60, 0))
+
+
+@given(st.lists(DRAWN, min_size=1, max_size=24), st.integers(1, 6))
 def test_pairs_share_no_word_come_from_another_recording_and_are_bounded(given_clips: list[Any], most: int) -> None:
     told = [
         candidate(number, f"r{recording}", " ".join(sorted(words)), level, f"s{speaker}")
@@ -101,7 +105,9 @@ def test_clips_begin_before_speech_end_in_pauses_and_hold_nobody_else() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.05, 1.5), st.floats(0.1, 3.0), st.booleans()), min_size=1, max_size=12))
 def test_no_clip_cuts_speech_or_overlaps_another(turns: list[tuple[float, float, bool]]) -> None:
-    own, foreign, at = [], [], 0.0
+    own: list[tuple[float, float]] = []
+    foreign: list[tuple[float, float]] = []
+    at = 0.0
     for pause, length, mine in turns:
         (own if mine else foreign).append((at + pause, at + pause + length))
         at += pause + length
@@ -123,8 +129,18 @@ def test_references_are_cleaned_in_time_and_the_original_is_kept(tmp_path: Path)
     clean = speech(4.0)
     noisy = clean + 0.02 * np.random.default_rng(0).standard_normal(clean.shape).astype(np.float32)
     write_mp4(tmp_path / "source.mp4", gradient_frames(100), 25.0, noisy, RATE)
-    item = {"out": str(tmp_path), "path": str(tmp_path / "source.mp4"), "clip": "c", "file": "f", "as_clip": False,
-            "as_reference": True, "start": 0.0, "reference_start": 0.5, "reference_end": 3.5, "clean": True}  # fmt: skip
+    item = {
+        "out": str(tmp_path),
+        "path": str(tmp_path / "source.mp4"),
+        "clip": "c",
+        "file": "f",
+        "as_clip": False,
+        "as_reference": True,
+        "start": 0.0,
+        "reference_start": 0.5,
+        "reference_end": 3.5,
+        "clean": True,
+    }
     row = cutting.cut(item)["rows"][0]
     assert (row["cleaned"], row["video"]) == (True, "")
     original, cleaned = (read_voice(tmp_path / row[name]).samples[0] for name in ("original", "reference"))
@@ -149,8 +165,18 @@ def test_a_clip_is_written_at_the_training_rate(tmp_path: Path) -> None:
 
     (tmp_path / "clips").mkdir()
     write_mp4(tmp_path / "source.mp4", gradient_frames(90, 34, 46), 30.0, speech(3.0), RATE)
-    item = {"out": str(tmp_path), "path": str(tmp_path / "source.mp4"), "clip": "c", "file": "f", "as_clip": True,
-            "as_reference": False, "start": 0.5, "frame_rate": 25.0, "num_frames": 57, "sample_rate": 16_000}  # fmt: skip
+    item = {
+        "out": str(tmp_path),
+        "path": str(tmp_path / "source.mp4"),
+        "clip": "c",
+        "file": "f",
+        "as_clip": True,
+        "as_reference": False,
+        "start": 0.5,
+        "frame_rate": 25.0,
+        "num_frames": 57,
+        "sample_rate": 16_000,
+    }
     cutting.cut(item)
     clip = read_video(tmp_path / "clips" / "c.mp4")
     assert (clip.frames.shape, clip.frame_rate) == ((57, 34, 46, 3), 25.0)
@@ -161,8 +187,22 @@ def test_a_clip_is_written_at_the_training_rate(tmp_path: Path) -> None:
         cutting.cut({**item, "start": 1.5})
 
 
-FACTS = {"hertz": 210.0, "spread": 0.1, "loudness": -15.0, "snr": 10.0, "rt60": 1.2, "rate": 4.0, "text": "river garden",
-         "left": 0.1, "width": 0.3, "height": 0.6, "turned": 0.0, "clip": "c", "start": 0.0, "end": 2.0}  # fmt: skip
+FACTS = {
+    "hertz": 210.0,
+    "spread": 0.1,
+    "loudness": -15.0,
+    "snr": 10.0,
+    "rt60": 1.2,
+    "rate": 4.0,
+    "text": "river garden",
+    "left": 0.1,
+    "width": 0.3,
+    "height": 0.6,
+    "turned": 0.0,
+    "clip": "c",
+    "start": 0.0,
+    "end": 2.0,
+}
 
 
 def test_captions_say_what_was_measured_and_nothing_else() -> None:
@@ -228,11 +268,25 @@ def test_the_manifest_is_one_that_precompute_reads(tmp_path: Path) -> None:
     rows: dict[str, list[dict[str, Any]]] = {
         "files": [{"file": "f", **rights}, {"file": "g", **rights}],
         "splits": [{"clip": "c", "split": "test", "speaker": "s"}],
-        "media": [{"clip": "c", "video": "clips/c.mp4", "reference": "", "original": "", "cleaned": False},
-                  {"clip": "d", "video": "", "reference": "references/d.wav", "original": "originals/d.wav", "cleaned": True}],
+        "media": [
+            {"clip": "c", "video": "clips/c.mp4", "reference": "", "original": "", "cleaned": False},
+            {"clip": "d", "video": "", "reference": "references/d.wav", "original": "originals/d.wav", "cleaned": True},
+        ],
         "captions": [{"clip": "c", "visual": "one person", "speech": "river", "sounds": "", "captioner": "x"}],
-        "pairs": [{"pair": "p", "clip": "c", "reference": "d", "file": "f", "reference_file": "g", "speaker": "s", "relation": OTHER, "distance": 1.0, "bin": 2}],
-    }  # fmt: skip
+        "pairs": [
+            {
+                "pair": "p",
+                "clip": "c",
+                "reference": "d",
+                "file": "f",
+                "reference_file": "g",
+                "speaker": "s",
+                "relation": OTHER,
+                "distance": 1.0,
+                "bin": 2,
+            }
+        ],
+    }
     lines = manifest.lines_of({name: Table(name, "", own) for name, own in rows.items()})
     manifest.write_manifests(tmp_path, lines)
     pairs, faults = read_manifest(tmp_path / "manifest.jsonl")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from idlora.mining.settings import SpeakerRules, SplitRules, settings_of
 from idlora.mining.splits import TEST, TRAIN, VALIDATION, Frozen
 from idlora.mining.tables import Row
 
+Tables = tuple[list[Row], list[Row], list[Row], list[Row]]
 
-def voices(num_speakers: int, files: int, seed: int = 0, noise: float = 0.25) -> tuple[list[Row], ...]:
+
+def voices(num_speakers: int, files: int, seed: int = 0, noise: float = 0.25) -> Tables:
     """Tables of clips: in each file two of its speaker's, in a direction of its own recording besides."""
     rng = np.random.default_rng(seed)
-    tables: tuple[list[Row], ...] = ([], [], [], [])
+    tables: Tables = ([], [], [], [])
     for speaker in range(num_speakers):
         own = rng.standard_normal(24)
         for number in range(files):
@@ -102,7 +105,8 @@ def test_speakers_are_found_again_and_the_order_of_rows_does_not_matter() -> Non
     assert max(map(len, members.values())) == 1  # nobody is two
     linked = sum(len({names[f"{who:03d}-{file}-0"] for file in range(3)}) == 1 for who in range(30))
     assert linked >= 27
-    turned = grouped(*(table[::-1] for table in tables), rules)
+    files, clips, quality, vectors = (table[::-1] for table in tables)
+    turned = grouped(files, clips, quality, vectors, rules)
     assert {row["clip"]: row["speaker"] for row in turned.clips} == names
     assert all(row["speaker"] == f"s-{min(c for c, s in names.items() if s == row['speaker'])}" for row in found.clips)
     assert all(row["score"] >= row["threshold"] for row in found.links if row["same"] and row["mutual"]) or linked < 30
@@ -231,10 +235,18 @@ def test_settings_are_checked_by_name_kind_and_range(tmp_path: Path) -> None:
     path.write_text(json.dumps({"speakers": {"neighbours": 3}, "words": {"vocabulary": ["one", "two"]}}))
     made = settings_of({"speakers": {"neighbours": 9}}, path)
     assert (made.speakers.neighbours, made.words.vocabulary) == (3, ("one", "two"))
-    for wrong in ({"speaker": {}}, {"speakers": {"neighbors": 3}}, {"speakers": {"neighbours": "3"}}, {"clips": {"num_frames": 56}},
-                  {"speakers": {"false_links": 0.9}}, {"splits": {"test": 1.0}}, {"faces": {"finder": "eyes"}}):  # fmt: skip
+    wrongs: tuple[dict[str, dict[str, Any]], ...] = (
+        {"speaker": {}},
+        {"speakers": {"neighbors": 3}},
+        {"speakers": {"neighbours": "3"}},
+        {"clips": {"num_frames": 56}},
+        {"speakers": {"false_links": 0.9}},
+        {"splits": {"test": 1.0}},
+        {"faces": {"finder": "eyes"}},
+    )
+    for wrong in wrongs:
         with pytest.raises(SettingsError):
-            settings_of(wrong)  # type: ignore[arg-type]
+            settings_of(wrong)
     path.write_text("[]")
     with pytest.raises(InputError):
         settings_of({}, path)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from idlora.errors import InputError, SettingsError
+from idlora.errors import InputError, OutputError, SettingsError
 from idlora.files import write_text
 from idlora.mining import manifest, splits
 from idlora.mining.chain import Chain, kept_of
@@ -68,8 +69,21 @@ def _all(chain: Chain, sources: Sequence[Source], withdrawn: Withdrawn) -> dict[
     parts = [tables[name] for name in ("quality", "words", "splits")]
     tables["pairs"] = chain.pairs(tables["files"], held, *parts)
     tables["media"] = chain.media(tables["files"], tables["clips"], tables["pairs"])
+    tidied(chain.shop.out, tables["media"])
     tables["captions"] = chain.captions(tables["files"], tables["clips"], tables)
     return tables
+
+
+def tidied(out: Path, media: Table) -> None:
+    """Remove clips and references that no pair is made of any more (OutputError if that fails)."""
+    wanted = {row[name] for row in media.rows for name in ("video", "original", "reference")}
+    for folder in ("clips", "originals", "references"):
+        for path in (out / folder).iterdir():
+            if f"{folder}/{path.name}" not in wanted:
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise OutputError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
 
 
 def _check_denoiser(settings: MiningSettings) -> None:

@@ -127,8 +127,8 @@ class SpeakerRules:
     """How voices of several files become speakers.
 
     Attributes:
-        encoder: name of a judge of voices: `speaker` (Resemblyzer, in its package), `speaker-world` (the miniature's world
-            alone), or one that needs weights.
+        encoder: name of a judge of voices: `speaker` (Resemblyzer, in its package), `speaker-world` (for the world of
+            the miniature alone), or one that needs weights.
         weights: file, folder or hub name of its weights.
         copies: degraded copies of a voice's clips from which the effect of rooms and noise is learnt.
         clean: embed denoised sound, where the denoiser is installed.

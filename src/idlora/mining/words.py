@@ -64,7 +64,7 @@ def words_of(item: Item) -> Outcome:
 
 
 def _heard(listener: Listener, sound: NDArray[np.float32]) -> list[Heard]:
-    """The words of a sound (N,); of one in which none are heard, those of the same without its noise, where it can be."""
+    """The words of a sound (N,); where none are heard, those of the same without its noise, if it can be cleaned."""
     found = listener.hear(sound, RATE)
     if found or find_spec("pyrnnoise") is None:
         return found
