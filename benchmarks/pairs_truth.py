@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `idlora pairs` finds, against the truth: `python benchmarks/pairs_truth.py --json`.
 
-Raw recordings of the procedural world are written (two files of a speaker in one place, one in another; cuts, listeners,
-dubbed lips, music, whispers, scenery, conversations), mined, and compared with what is known of them. The pipeline is
-given the videos, the words of the language and which finder and encoder to use, and nothing else. Both the recordings
-and what is mined are kept below --work, and a second call goes on there.
+Raw recordings of the procedural world are written (two files of a speaker in one place, one in another; cuts,
+listeners, dubbed lips, music, whispers, scenery, conversations), mined, and compared with what is known of them. The
+pipeline is given the videos, the words of the language and which finder and encoder to use, and nothing else. Both the
+recordings and what is mined are kept below --work, and a second call goes on there.
 
 With --json nothing but JSON is printed. `pair_precision`: share of pairs of one speaker. `pair_recall_same` and
-`pair_recall_cross`: share of the pairs of files of one speaker, in one place and in two, that were found to be of one
-speaker, before pairs are bounded, among the files of which clips were kept. `speaker_leakage`: speakers in more than one
-split. `cuts_inside`: clips of pairs with a cut inside.
+`pair_recall_cross`: share of the pairs of files of one speaker, in one place and in two, that were found to be of
+one speaker, before pairs are bounded, among the files of which clips were kept. `speaker_leakage`: speakers in
+more than one split. `cuts_inside`: clips of pairs with a cut inside.
 """
 
 import argparse
@@ -53,9 +53,11 @@ class Truth:
     places: dict[str, str]
 
     def shot(self, file: str, second: float) -> dict[str, Any]:
+        """The shot of a second of a file."""
         return next((each for each in self.shots[file] if each["start"] <= second < each["end"]), self.shots[file][-1])
 
     def speaker(self, file: str, row: Row) -> str:
+        """Who speaks in the middle of a stretch."""
         return str(self.shot(file, (row["start"] + row["end"]) / 2)["speaker"])
 
 
@@ -99,7 +101,7 @@ def links(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
     scores = np.array([row["score"] for row in rows])
     ends = [frozenset((who[row["first"]], who[row["second"]])) for row in rows]
     curve = []
-    for threshold in np.quantile(scores, np.linspace(0.2, 1, CURVE)) if len(rows) else ():
+    for threshold in np.quantile(scores, np.linspace(0.2, 1, CURVE)) if rows else ():
         taken = {end for end, score in zip(ends, scores, strict=True) if score >= threshold and len(end) == 2}
         right = sum(len({who for _, who in end}) == 1 for end in taken)
         shares = {

@@ -32,6 +32,7 @@ MAX_PARAMETERS = 7
 MANY_PARAMETERS = {
     "idlora.cli.evaluate.evaluate": "each is an option of the command",
     "idlora.cli.miniature.train": "each is an option of the command",
+    "idlora.cli.pairs.pairs": "each is an option of the command",
     "idlora.cli.precompute.precompute": "each is an option of the command",
 }
 
