@@ -163,6 +163,50 @@ def test_quality_tells_music_bars_cuts_clipping_and_whispers() -> None:
     assert quality.fault_of(measured, settings_of({}).quality)[0] == quality.WHISPERED  # type: ignore[index]
 
 
+def test_the_mesh_is_read_by_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import ModuleType, SimpleNamespace
+
+    points = [SimpleNamespace(x=0.5, y=0.5) for _ in range(478)]
+    for place, x, y in (
+        (10, 0.5, 0.2),
+        (152, 0.5, 0.8),
+        (13, 0.5, 0.6),
+        (14, 0.5, 0.63),
+        (234, 0.3, 0.5),
+        (454, 0.7, 0.5),
+        (1, 0.6, 0.5),
+    ):
+        points[place] = SimpleNamespace(x=x, y=y)
+
+    class FaceMesh:
+        def __init__(self, **_: object) -> None:
+            self.seen = 0
+
+        def __enter__(self) -> "FaceMesh":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def process(self, _: np.ndarray) -> SimpleNamespace:
+            self.seen += 1
+            return SimpleNamespace(multi_face_landmarks=[SimpleNamespace(landmark=points)] if self.seen > 1 else None)
+
+    module = ModuleType("face_mesh")
+    module.FaceMesh = FaceMesh  # type: ignore[attr-defined]
+    package = ModuleType("mediapipe.python.solutions")
+    package.face_mesh = module  # type: ignore[attr-defined]
+    for name in ("mediapipe", "mediapipe.python"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mediapipe.python.solutions", package)
+    none, faces_seen = finder_named("mesh").find(gradient_frames(2))
+    assert none == []
+    face = faces_seen[0]
+    assert (face.left, face.top, face.width, face.height) == pytest.approx((0.3, 0.2, 0.4, 0.6))
+    assert face.opening == pytest.approx(0.03 / 0.6)
+    assert face.turned == pytest.approx(1 - 0.1 / 0.3)
+
+
 def test_layouts_of_others_are_read(tmp_path: Path) -> None:
     for name in (
         "id1/video1/00001.mp4",
