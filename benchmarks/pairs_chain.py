@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw recordings to an adapter: `python benchmarks/pairs_chain.py`, pairs -> precompute -> train -> voices compared.
 
-Recordings of the procedural world are mined (as `pairs_truth.py` does, whose folder is used if it is there), the pairs of
-training speakers are encoded, an identity adapter is trained on the miniature's base, and clips are made for the hard
-test pairs, of speakers that neither has seen: by the base, which is given the reference too, and by the adapter. The
-similarity is that of the clip's voice to the pair's true clip; the difference is paired, its interval by bootstrap over
+Recordings of the procedural world are mined (as `pairs_truth.py` does, whose folder is used if it is there), the pairs
+of training speakers are encoded, an identity adapter is trained on the miniature's base, and clips are made for the
+hard test pairs, of speakers that neither has seen: by the base, which is given the reference too, and by the adapter.
+The similarity is that of the clip's voice to the true clip; the difference is paired, its interval by bootstrap over
 speakers. Every step goes on where it stopped. JSON is printed.
 """
 

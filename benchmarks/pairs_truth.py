@@ -98,7 +98,7 @@ def links(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
             found[same].append(groups[first].most_common(1)[0][0] == groups[second].most_common(1)[0][0])
             pairs[same].add(frozenset((first, second)))
     rows = [row for row in mined.tables["links"].rows if row["mutual"]]
-    scores = np.array([row["score"] for row in rows])
+    scores = np.array([-np.log10(row["strangers"]) for row in rows])
     ends = [frozenset((who[row["first"]], who[row["second"]])) for row in rows]
     curve = []
     for threshold in np.quantile(scores, np.linspace(0.2, 1, CURVE)) if rows else ():
@@ -121,9 +121,7 @@ def links(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
         "pair_recall_cross": float(np.mean(found[False])),
         "file_pairs": {"same": len(found[True]), "cross": len(found[False])},
         "links": sum(asked),
-        "threshold": {key: round(float(rows[0][key]), 4) for key in ("threshold", "doubtful", "foretold")}
-        if rows
-        else {},
+        "threshold": {key: float(f"{rows[0][key]:.3g}") for key in ("linked", "doubtful", "foretold")} if rows else {},
         "curve": curve,
     }
 

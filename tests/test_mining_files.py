@@ -182,7 +182,7 @@ def test_the_mesh_is_read_by_its_points(monkeypatch: pytest.MonkeyPatch) -> None
         def __init__(self, **_: object) -> None:
             self.seen = 0
 
-        def __enter__(self) -> "FaceMesh":
+        def __enter__(self) -> FaceMesh:
             return self
 
         def __exit__(self, *_: object) -> None:

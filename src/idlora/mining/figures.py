@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from idlora.errors import SettingsError
 from idlora.evaluation.laboratory.plots import Plot
 from idlora.mining.tables import Row, Table
 
+_RAREST = 20.0  # all beyond is shown there
 _BLUE, _RED, _GREY = "#3b6fb6", "#d1603d", "#9aa0a6"
 
 
@@ -58,7 +60,7 @@ def _scores(figure: Any, tables: Mapping[str, Table]) -> bool:
         return False
     figure.set_size_inches(7, 3.2)
     axis = figure.subplots()
-    scores = np.array([row["score"] for row in links])
+    scores = _rarity([row["strangers"] for row in links])
     edges = np.histogram_bin_edges(scores, 60)
     groups: list[tuple[str, str, Callable[[Row], bool]]] = [
         ("one speaker", _BLUE, lambda row: bool(row["same"])),
@@ -66,14 +68,19 @@ def _scores(figure: Any, tables: Mapping[str, Table]) -> bool:
         ("different", _GREY, lambda row: not row["same"] and not row["doubt"]),
     ]
     for label, colour, chosen in groups:
-        values = [row["score"] for row in links if chosen(row)]
+        values = _rarity([row["strangers"] for row in links if chosen(row)])
         axis.hist(values, edges, label=f"{label} ({len(values)})", color=colour, alpha=0.75)
-    for name, style in (("threshold", "-"), ("doubtful", "--")):
-        axis.axvline(links[0][name], color="black", lw=1, ls=style, label=f"{name} {links[0][name]:.2f}")
+    for name, style in (("linked", "-"), ("doubtful", "--")):
+        bar = float(_rarity([links[0][name]])[0])
+        axis.axvline(bar, color="black", lw=1, ls=style, label=f"{name} from {bar:.1f} on")
     axis.set_yscale("log")
-    axis.set_xlabel("log-likelihood ratio of one speaker against two, of neighbouring voices")
+    axis.set_xlabel("how rare so alike a stranger is: -log10 of the strangers expected, of neighbouring voices")
     axis.legend(fontsize=8, frameon=False)
     return True
+
+
+def _rarity(strangers: Sequence[float]) -> NDArray[np.float64]:
+    return np.asarray(np.minimum(-np.log10(np.maximum(strangers, 1e-300)), _RAREST))
 
 
 def _histograms(figure: Any, tables: Mapping[str, Table]) -> bool:

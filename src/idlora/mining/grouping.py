@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +13,19 @@ from idlora.mining.likeness import Likeness, means_of
 from idlora.mining.neighbours import nearest
 from idlora.mining.settings import SpeakerRules
 from idlora.mining.tables import Row
-from idlora.mining.thresholds import Thresholds, chosen
+from idlora.mining.thresholds import COHORT, Bars, Tails, bars_of
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
 
 GROUPS = {"clip": "text", "file": "text", "voice": "text", "speaker": "text"}
 LINKS = {
-    "first": "text", "second": "text", "file": "text", "reference_file": "text", "score": "number", "mutual": "truth",
-    "same": "truth", "doubt": "truth", "threshold": "number", "doubtful": "number", "foretold": "number",
+    "first": "text", "second": "text", "file": "text", "reference_file": "text", "score": "number",
+    "strangers": "number", "mutual": "truth", "same": "truth", "doubt": "truth", "linked": "number",
+    "doubtful": "number", "foretold": "number",
 }  # fmt: skip
 
+_CHUNK = 10_000  # voices
 _ROUNDS = 2  # of learning again from what was linked
 _PITCH_NOISE = 0.1  # octaves by which one speaker's pitch differs from clip to clip, at the least
 _SPREAD_NOISE = 0.05  # of the spread of pitch, likewise
@@ -160,34 +162,44 @@ def _closest(sets: list[list[int]], scores: Floats) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, eq=False)
 class _Links:
-    """Neighbours: pairs (L, 2) of voices, their scores (L,), which are mutual (L,), and the thresholds."""
+    """Neighbours: pairs (L, 2) of voices, their scores and expected strangers (L,), which are mutual (L,), the bars."""
 
     pairs: Classes
     scores: Floats
+    strangers: Floats
     mutual: NDArray[np.bool_]
-    thresholds: Thresholds
+    bars: Bars
 
 
 def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRules) -> tuple[_Links, Classes]:
     """The neighbours of every voice with their scores, and the group (V,) of every voice."""
-    means = means_of(heard.vectors, voices)
-    copies = means_of(heard.copies[:, 0], voices)
+    means, copies = means_of(heard.vectors, voices), means_of(heard.copies[:, 0], voices)
     firsts = np.unique(voices, return_index=True)[1]
     _, apart = np.unique([heard.recordings[first] for first in firsts], return_inverse=True)
-    thresholds = chosen(likeness, means, copies, apart, rules.false_links)
     queries, keys = likeness.keys(means)
-    scores, places = nearest(queries, keys, min(len(means), rules.neighbours + 4))
-    links = _mutual(scores, places, apart, rules.neighbours)
-    files = [heard.files[first] for first in firsts]
-    labels = [heard.labels[first] for first in firsts]
-    allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in links.pairs], bool)
-    links = _Links(links.pairs[allowed], links.scores[allowed], links.mutual[allowed], thresholds)
-    known = np.array([bool(labels[a]) and labels[a] == labels[b] for a, b in links.pairs], bool)
+    scores, places = _of_others(*nearest(queries, keys, min(len(means), 2 * rules.neighbours)), apart)
+    tails = Tails.of(_cohort_scores(queries, keys, apart, rules.seed), len(means) - 1)
+    pairs, values, mutual = _mutual(scores, places, rules.neighbours)
+    files, labels = ([told[first] for first in firsts] for told in (heard.files, heard.labels))
+    allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in pairs], bool)
+    pairs, values, mutual = pairs[allowed], values[allowed], mutual[allowed]
+    strangers = np.maximum(tails.strangers(pairs[:, 0], values), tails.strangers(pairs[:, 1], values))
+    own = np.einsum("nd,nd->n", queries, likeness.keys(copies)[1])
+    bars = bars_of(strangers[mutual], tails.strangers(np.arange(len(means)), own), len(means), rules.false_links)
+    known = np.array([bool(labels[a]) and labels[a] == labels[b] for a, b in pairs], bool)
     # A label says who should be heard; the voice need only not speak against it.
-    enough = links.scores >= np.where(known, min(0.0, thresholds.doubtful), thresholds.linked)
-    good = links.mutual & enough
-    least = np.where(known[good], -np.inf, thresholds.doubtful)
-    return links, joined(len(means), links.pairs[good], links.scores[good], Alike(likeness.scores, means, least))
+    good = mutual & np.where(known, values > 0, strangers <= bars.linked)
+    links = _Links(pairs, values, strangers, mutual, bars)
+
+    def unlike(first: list[int], second: list[int]) -> float:
+        """Mean logarithm of the strangers expected between the members of two groups."""
+        table = likeness.scores(means[first + second])[: len(first), len(first) :]
+        rows, columns = np.repeat(first, len(second)), np.tile(second, len(first))
+        told = np.maximum(tails.strangers(rows, table.ravel()), tails.strangers(columns, table.ravel()))
+        return float(np.log(told).mean())
+
+    most = np.where(known[good], np.inf, np.log(max(bars.doubtful, 1e-300)))
+    return links, joined(len(means), pairs[good], np.where(known, -np.inf, strangers)[good], Unlike(unlike, most))
 
 
 def _may_be_one(first: str, second: str, one_file: bool) -> bool:
@@ -195,54 +207,67 @@ def _may_be_one(first: str, second: str, one_file: bool) -> bool:
     return not one_file and not (first and second and first != second)
 
 
-def _mutual(scores: Floats, places: Classes, apart: Classes, count: int) -> _Links:
-    """Each pair of neighbours of two recordings once, the smaller number first."""
+def _cohort_scores(queries: Floats, keys: Floats, apart: Classes, seed: int) -> Iterator[Floats]:
+    """Scores (some voices, C) of all voices, in order, with a drawn cohort; nan within a recording."""
+    cohort = np.sort(np.random.default_rng(seed).permutation(len(keys))[:COHORT])
+    for start in range(0, len(queries), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        strange = apart[cohort] != apart[part, None]
+        yield np.where(strange, queries[part] @ keys[cohort].T, np.nan)
+
+
+def _of_others(scores: Floats, places: Classes, apart: Classes) -> tuple[Floats, Classes]:
+    """Neighbours (V, K) without the voice itself and others of its recording, best first; -inf and -1 at the end."""
+    own = (places < 0) | (apart[np.maximum(places, 0)] == apart[:, None])
+    scores, places = np.where(own, -np.inf, scores), np.where(own, -1, places)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(places, order, axis=1)
+
+
+def _mutual(scores: Floats, places: Classes, count: int) -> tuple[Classes, Floats, NDArray[np.bool_]]:
+    """Each pair (L, 2) of neighbours once, the smaller number first; its score, and whether each is near the other."""
     near: dict[int, dict[int, float]] = {}
-    for voice, (own, others) in enumerate(zip(scores, places, strict=True)):
-        good = [(int(b), float(s)) for s, b in zip(own, others, strict=True) if b >= 0 and apart[b] != apart[voice]]
-        near[voice] = dict(good[:count])
+    for voice in range(len(scores)):
+        own = zip(places[voice, :count].tolist(), scores[voice, :count].tolist(), strict=True)
+        near[voice] = {other: score for other, score in own if other >= 0}
     pairs = sorted({(min(a, b), max(a, b)) for a, own in near.items() for b in own})
     values = [near[a][b] if b in near[a] else near[b][a] for a, b in pairs]
     mutual = [b in near[a] and a in near[b] for a, b in pairs]
-    none = Thresholds(np.inf, np.inf, 0.0)
-    return _Links(np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float64), np.array(mutual, bool), none)
+    return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float64), np.array(mutual, bool)
 
 
 @dataclass(frozen=True, eq=False)
-class Alike:
-    """How alike groups must be to be joined.
+class Unlike:
+    """How unlike groups may be that are joined.
 
     Attributes:
-        score: of vectors (N, D) with one another (N, N).
-        means: vector of every voice.
-        least: mean score (L,) of the members of two groups below which a link does not join them.
+        between: of the members of two groups.
+        most: value (L,) above which a link does not join its groups.
     """
 
-    score: Callable[[Floats], Floats]
-    means: Floats
-    least: Floats
+    between: Callable[[list[int], list[int]], float]
+    most: Floats
 
 
-def joined(count: int, pairs: Classes, scores: Floats, alike: Alike) -> Classes:
+def joined(count: int, pairs: Classes, ranks: Floats, unlike: Unlike) -> Classes:
     """The group (V,) of every voice: the best links first, and none that joins what is unlike on the whole.
 
-    Two groups are joined where a link says so and the mean score of all their members with one another is not below
-    `least`: one wrong link must not make one speaker of two.
+    One wrong link must not make one speaker of two, so the members of both groups are compared, all with all.
+
+    Args:
+        count: of voices.
+        pairs: links (L, 2).
+        ranks: (L,) of each link, the best the smallest.
+        unlike: what is not joined.
     """
     groups = np.arange(count)
     members = {voice: [voice] for voice in range(count)}
-    for place in np.argsort(-scores, kind="stable"):
-        first, second = (int(groups[voice]) for voice in pairs[place])
-        if first == second:
+    for place in np.argsort(ranks, kind="stable"):
+        first, second = sorted(int(groups[voice]) for voice in pairs[place])
+        if first == second or unlike.between(members[first], members[second]) > unlike.most[place]:
             continue
-        both = members[first] + members[second]
-        across = alike.score(alike.means[both])[: len(members[first]), len(members[first]) :]
-        if float(across.mean()) < alike.least[place]:
-            continue
-        kept, gone = min(first, second), max(first, second)
-        members[kept] = sorted(both)
-        del members[gone]
-        groups[members[kept]] = kept
+        members[first] = sorted(members[first] + members.pop(second))
+        groups[members[first]] = first
     return groups
 
 
@@ -263,14 +288,17 @@ def _link_rows(heard: Heard, voices: Classes, links: _Links, groups: Classes) ->
     first: dict[int, tuple[str, str]] = {}
     for name, file, voice in sorted(zip(heard.names, heard.files, voices.tolist(), strict=True)):
         first.setdefault(voice, (name, file))
-    told = links.thresholds
-    rows = []
-    for (a, b), score, mutual in zip(links.pairs.tolist(), links.scores.tolist(), links.mutual.tolist(), strict=True):
+    bars, rows = links.bars, []
+    told = zip(
+        links.pairs.tolist(), links.scores.tolist(), links.strangers.tolist(), links.mutual.tolist(), strict=True
+    )
+    for (a, b), score, strangers, mutual in told:
         rows.append(
             {
                 "first": first[a][0], "file": first[a][1], "second": first[b][0], "reference_file": first[b][1],
-                "score": score, "mutual": mutual, "same": bool(groups[a] == groups[b]), "doubt": score >= told.doubtful,
-                "threshold": told.linked, "doubtful": told.doubtful, "foretold": told.foretold,
+                "score": score, "strangers": strangers, "mutual": mutual, "same": bool(groups[a] == groups[b]),
+                "doubt": strangers <= bars.doubtful, "linked": bars.linked, "doubtful": bars.doubtful,
+                "foretold": bars.foretold,
             }
         )  # fmt: skip
     return rows
