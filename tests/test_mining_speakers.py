@@ -21,7 +21,7 @@ from idlora.mining.neighbours import index_of, nearest
 from idlora.mining.settings import SpeakerRules, SplitRules, settings_of
 from idlora.mining.splits import TEST, TRAIN, VALIDATION, Frozen
 from idlora.mining.tables import Row
-from idlora.mining.thresholds import Tails, bars_of
+from idlora.mining.thresholds import Law, bars_of
 
 Tables = tuple[list[Row], list[Row], list[Row], list[Row]]
 
@@ -84,29 +84,37 @@ def test_learning_finds_the_directions_of_voices_and_forgets_those_of_noise() ->
 def test_neighbours_are_those_of_a_full_comparison(exact: int) -> None:
     rng = np.random.default_rng(2)
     keys = rng.standard_normal((2000, 8))
-    wanted = np.argsort(-(keys[:50] @ keys.T), axis=1)[:, :5]
+    apart = np.linalg.norm(keys[:50, None] - keys, axis=-1)
+    wanted = np.argsort(apart, axis=1)[:, :5]
     index = index_of(keys, exact)
     _, places = index.search(keys[:50].astype(np.float32), 5)
     assert np.mean(places == wanted) > (0.999 if exact > 2000 else 0.3)
-    scores, places = nearest(keys[:3], keys[:2], 4)
+    distances, places = nearest(keys[:50], keys, 5)
+    assert np.allclose(distances, np.sort(apart, axis=1)[:, :5], atol=1e-3)
+    distances, places = nearest(keys[:3], keys[:2], 4)
     assert places[:, 2:].tolist() == [[-1, -1]] * 3
-    assert np.isinf(scores[:, 2:]).all()
+    assert np.isinf(distances[:, 2:]).all()
 
 
-def test_strangers_are_foretold_by_how_the_others_score() -> None:
-    rng = np.random.default_rng(5)
-    own = rng.uniform(1, 3, (400, 1))
-    scores = rng.normal(-30.0, 1.0, (400, 4000)) * own
-    tails = Tails.of([scores[:150, :1000], scores[150:, :1000]], 3999)
-    asked = (-30.0 + 3.66) * own[:, 0]  # above which half a stranger is expected
-    told = tails.strangers(np.arange(400), asked + 200) / 3999
-    assert told.max() < 1e-9
-    tails = Tails.of([scores[:, :1000] + 200], 3999)
-    told = tails.strangers(np.arange(400), asked + 200)
-    assert 0.3 < np.median(told) < 0.8
-    assert np.mean(scores.max(axis=1) > asked) == pytest.approx(1 - np.exp(-0.5), abs=0.06)
-    few = Tails.of([np.array([[-9.0, -8.0, np.nan]])], 2)
-    assert few.strangers(np.zeros(1, int), np.array([3.0]))[0] == pytest.approx(2 * np.exp(-3.0))
+def test_strangers_are_foretold_by_the_law_of_distances() -> None:
+    points = np.random.default_rng(5).uniform(0, 1, (1500, 3))
+    rows, columns = np.triu_indices(len(points), 1)
+    distances = np.linalg.norm(points[rows] - points[columns], axis=1)
+    law = Law.of(distances, 1499)
+    assert 2.3 < law.power < 3.0  # of three directions, less at the walls
+    for distance in (0.05, 0.1):
+        counted = 2 * np.sum(distances < distance) / 1500
+        assert counted < law.strangers(np.array([distance]))[0] < 3 * counted
+    assert Law.of(distances[:5], 3).strangers(np.array([0.1])).tolist() == [3.0]
+
+
+def test_points_lie_apart_by_what_the_score_loses() -> None:
+    rng = np.random.default_rng(3)
+    model = Likeness(rng.standard_normal(4), rng.standard_normal((4, 3)), np.array([4.0, 1.0, 0.2]))
+    vectors = rng.standard_normal((5, 4))
+    scores, points = model.scores(vectors), model.points(vectors)
+    squares = np.square(points[:, None] - points).sum(axis=-1)
+    assert np.allclose(squares, np.diag(scores)[:, None] + np.diag(scores) - 2 * scores)
 
 
 def test_the_bar_lets_through_the_share_that_was_asked_for() -> None:
@@ -120,7 +128,7 @@ def test_the_bar_lets_through_the_share_that_was_asked_for() -> None:
 
 def test_speakers_are_found_again_and_the_order_of_rows_does_not_matter() -> None:
     tables = voices(30, 3)
-    rules = SpeakerRules(neighbours=6)
+    rules = SpeakerRules(neighbours=4, false_links=0.1)
     found = grouped(*tables, rules)
     names = {row["clip"]: row["speaker"] for row in found.clips}
     truth = {name: name.split("-")[0] for name in names}
@@ -140,16 +148,16 @@ def test_speakers_are_found_again_and_the_order_of_rows_does_not_matter() -> Non
 
 
 def test_strangers_alone_make_no_groups() -> None:
-    found = grouped(*voices(60, 1, seed=3), SpeakerRules(neighbours=6))
+    found = grouped(*voices(60, 1, seed=3), SpeakerRules(neighbours=4))
     speakers = {row["speaker"] for row in found.clips}
     assert len(speakers) >= 58
 
 
 def test_labels_part_and_lower_the_bar() -> None:
     files, clips, quality, vectors = voices(12, 3, seed=4, noise=0.45)
-    plain = grouped(files, clips, quality, vectors, SpeakerRules(neighbours=6))
+    plain = grouped(files, clips, quality, vectors, SpeakerRules(neighbours=4))
     labelled = [{**row, "label": row["file"].split("-")[0]} for row in files]
-    told = grouped(labelled, clips, quality, vectors, SpeakerRules(neighbours=6))
+    told = grouped(labelled, clips, quality, vectors, SpeakerRules(neighbours=4))
     assert len({row["speaker"] for row in told.clips}) <= len({row["speaker"] for row in plain.clips})
     assert all(row["first"][:3] == row["second"][:3] for row in told.links)
     alone = [{**row, "label": row["file"]} for row in files]
@@ -261,7 +269,7 @@ def test_settings_are_checked_by_name_kind_and_range(tmp_path: Path) -> None:
         {"speakers": {"neighbors": 3}},
         {"speakers": {"neighbours": "3"}},
         {"clips": {"num_frames": 56}},
-        {"speakers": {"false_links": 0.9}},
+        {"speakers": {"false_links": 1.5}},
         {"splits": {"test": 1.0}},
         {"faces": {"finder": "eyes"}},
     )

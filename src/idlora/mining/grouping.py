@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from idlora.mining.likeness import Likeness, means_of
 from idlora.mining.neighbours import nearest
 from idlora.mining.settings import SpeakerRules
 from idlora.mining.tables import Row
-from idlora.mining.thresholds import COHORT, Bars, Tails, bars_of
+from idlora.mining.thresholds import COHORT, Bars, Law, bars_of
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
@@ -25,7 +25,6 @@ LINKS = {
     "doubtful": "number", "foretold": "number",
 }  # fmt: skip
 
-_CHUNK = 10_000  # voices
 _ROUNDS = 2  # of learning again from what was linked
 _PITCH_NOISE = 0.1  # octaves by which one speaker's pitch differs from clip to clip, at the least
 _SPREAD_NOISE = 0.05  # of the spread of pitch, likewise
@@ -173,33 +172,34 @@ class _Links:
 
 def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRules) -> tuple[_Links, Classes]:
     """The neighbours of every voice with their scores, and the group (V,) of every voice."""
-    means, copies = means_of(heard.vectors, voices), means_of(heard.copies[:, 0], voices)
     firsts = np.unique(voices, return_index=True)[1]
-    _, apart = np.unique([heard.recordings[first] for first in firsts], return_inverse=True)
-    queries, keys = likeness.keys(means)
-    scores, places = _of_others(*nearest(queries, keys, min(len(means), 2 * rules.neighbours)), apart)
-    tails = Tails.of(_cohort_scores(queries, keys, apart, rules.seed), len(means) - 1)
-    pairs, values, mutual = _mutual(scores, places, rules.neighbours)
-    files, labels = ([told[first] for first in firsts] for told in (heard.files, heard.labels))
+    recordings, files, labels = ([told[at] for at in firsts] for told in (heard.recordings, heard.files, heard.labels))
+    _, apart = np.unique(recordings, return_inverse=True)
+    means = means_of(heard.vectors, voices)
+    points, copies = likeness.points(means), likeness.points(means_of(heard.copies[:, 0], voices))
+    distances, places = _of_others(*nearest(points, points, min(len(points), 2 * rules.neighbours + 8)), apart)
+    law = Law.of(_strange_distances(points, apart, rules.seed), len(points) - 1)
+    pairs, lengths, mutual = _mutual(distances, places, rules.neighbours)
     allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in pairs], bool)
-    pairs, values, mutual = pairs[allowed], values[allowed], mutual[allowed]
-    strangers = np.maximum(tails.strangers(pairs[:, 0], values), tails.strangers(pairs[:, 1], values))
-    own = np.einsum("nd,nd->n", queries, likeness.keys(copies)[1])
-    bars = bars_of(strangers[mutual], tails.strangers(np.arange(len(means)), own), len(means), rules.false_links)
+    pairs, lengths, mutual = pairs[allowed], lengths[allowed], mutual[allowed]
+    strangers = law.strangers(lengths)
+    bars = bars_of(
+        strangers[mutual], law.strangers(np.linalg.norm(points - copies, axis=1)), len(points), rules.false_links
+    )
     known = np.array([bool(labels[a]) and labels[a] == labels[b] for a, b in pairs], bool)
+    queries, keys = likeness.keys(means)
+    scores = np.einsum("nd,nd->n", queries[pairs[:, 0]], keys[pairs[:, 1]])
     # A label says who should be heard; the voice need only not speak against it.
-    good = mutual & np.where(known, values > 0, strangers <= bars.linked)
-    links = _Links(pairs, values, strangers, mutual, bars)
+    good = mutual & np.where(known, scores > 0, strangers <= bars.linked)
+    links = _Links(pairs, scores, strangers, mutual, bars)
 
     def unlike(first: list[int], second: list[int]) -> float:
-        """Mean logarithm of the strangers expected between the members of two groups."""
-        table = likeness.scores(means[first + second])[: len(first), len(first) :]
-        rows, columns = np.repeat(first, len(second)), np.tile(second, len(first))
-        told = np.maximum(tails.strangers(rows, table.ravel()), tails.strangers(columns, table.ravel()))
-        return float(np.log(told).mean())
+        """Mean logarithm of the strangers expected nearer than the members of two groups are."""
+        across = np.linalg.norm(points[first][:, None] - points[second], axis=-1)
+        return float(np.log(law.strangers(across)).mean())
 
     most = np.where(known[good], np.inf, np.log(max(bars.doubtful, 1e-300)))
-    return links, joined(len(means), pairs[good], np.where(known, -np.inf, strangers)[good], Unlike(unlike, most))
+    return links, joined(len(points), pairs[good], np.where(known, -np.inf, strangers)[good], Unlike(unlike, most))
 
 
 def _may_be_one(first: str, second: str, one_file: bool) -> bool:
@@ -207,25 +207,26 @@ def _may_be_one(first: str, second: str, one_file: bool) -> bool:
     return not one_file and not (first and second and first != second)
 
 
-def _cohort_scores(queries: Floats, keys: Floats, apart: Classes, seed: int) -> Iterator[Floats]:
-    """Scores (some voices, C) of all voices, in order, with a drawn cohort; nan within a recording."""
-    cohort = np.sort(np.random.default_rng(seed).permutation(len(keys))[:COHORT])
-    for start in range(0, len(queries), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        strange = apart[cohort] != apart[part, None]
-        yield np.where(strange, queries[part] @ keys[cohort].T, np.nan)
+def _strange_distances(points: Floats, apart: Classes, seed: int) -> Floats:
+    """Distances (P,) of a drawn cohort's pairs of two recordings."""
+    cohort = np.sort(np.random.default_rng(seed).permutation(len(points))[:COHORT])
+    rows, columns = np.triu_indices(len(cohort), 1)
+    chosen, squares = points[cohort], np.square(points[cohort]).sum(axis=1)
+    found = squares[:, None] + squares - 2 * chosen @ chosen.T
+    other = apart[cohort][rows] != apart[cohort][columns]
+    return np.asarray(np.sqrt(np.maximum(found[rows[other], columns[other]], 0)))
 
 
-def _of_others(scores: Floats, places: Classes, apart: Classes) -> tuple[Floats, Classes]:
-    """Neighbours (V, K) without the voice itself and others of its recording, best first; -inf and -1 at the end."""
+def _of_others(distances: Floats, places: Classes, apart: Classes) -> tuple[Floats, Classes]:
+    """Neighbours (V, K) without the voice itself and others of its recording, nearest first; inf and -1 at the end."""
     own = (places < 0) | (apart[np.maximum(places, 0)] == apart[:, None])
-    scores, places = np.where(own, -np.inf, scores), np.where(own, -1, places)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(places, order, axis=1)
+    distances, places = np.where(own, np.inf, distances), np.where(own, -1, places)
+    order = np.argsort(distances, axis=1, kind="stable")
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(places, order, axis=1)
 
 
 def _mutual(scores: Floats, places: Classes, count: int) -> tuple[Classes, Floats, NDArray[np.bool_]]:
-    """Each pair (L, 2) of neighbours once, the smaller number first; its score, and whether each is near the other."""
+    """Each pair (L, 2) of neighbours once, the smaller number first; its distance, whether each is near the other."""
     near: dict[int, dict[int, float]] = {}
     for voice in range(len(scores)):
         own = zip(places[voice, :count].tolist(), scores[voice, :count].tolist(), strict=True)

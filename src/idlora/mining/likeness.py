@@ -18,6 +18,8 @@ Classes = NDArray[np.int64]
 
 _MOST = 48  # directions that are kept
 _TINY = 1e-12
+_SHARES = (0.05, 0.3, 0.6, 0.9)  # of the noise that is taken for equal in all directions
+_LEAST_CLASSES = 20
 _LEAST_SHARE = 1e-3  # of the noise's variance that the voices' must reach in a direction
 
 
@@ -46,8 +48,11 @@ class Likeness:
             classes: (N,) of each observation: within a class one speaker, whatever else differs.
             groups: (N,) observations of one group are averaged where voices are compared: a class or several.
         """
-        size, count = vectors.shape[1], len(np.unique(classes))
-        noise = _shrunk(within(vectors, classes), len(vectors) - count)
+        return cls._learnt(vectors, classes, groups, _best_share(cls, vectors, classes))
+
+    @classmethod
+    def _learnt(cls, vectors: Floats, classes: Classes, groups: Classes, shrink: float) -> Likeness:
+        size, noise = vectors.shape[1], _shrunk(within(vectors, classes), shrink)
         means = means_of(vectors, groups)
         centre = means.mean(axis=0)
         total = (means - centre).T @ (means - centre) / max(1, len(means) - 1)
@@ -82,17 +87,51 @@ class Likeness:
         second = np.concatenate([scaled, ones, alone[:, None]], axis=1)
         return first, second
 
+    def points(self, vectors: Floats) -> Floats:
+        """Vectors (N, D) as points (N, K) whose distance is what the score loses by the difference of two voices.
+
+        score(a, a) + score(b, b) - 2 score(a, b) is their squared distance.
+        """
+        variance = self.between + 1.0
+        return np.asarray(self.seen(vectors) * np.sqrt(self.between / (variance**2 - self.between**2)))
+
     def scores(self, vectors: Floats) -> Floats:
         """The log-likelihood ratio (N, N) of every two vectors (N, D)."""
         first, second = self.keys(vectors)
         return np.asarray(first @ second.T)
 
 
-def _shrunk(noise: Floats, freedom: int) -> Floats:
-    """A covariance (D, D) of few observations nearer to that of equal directions: they tell little of its shape."""
+def _shrunk(noise: Floats, share: float) -> Floats:
+    """A covariance (D, D) nearer to that of equal directions."""
     size = len(noise)
-    share = size / (size + max(1, freedom))
     return np.asarray((1 - share) * noise + (share * np.trace(noise) / size + _TINY) * np.eye(size))
+
+
+def _best_share(kind: type[Likeness], vectors: Floats, classes: Classes) -> float:
+    """How far the noise is to be shrunk: what is learnt of half of the classes must tell the others apart best.
+
+    Classes are told apart by the score of one observation with the mean of the rest of its class against those with the
+    means of other classes; the share with the fewest confusions wins, of two the larger.
+    """
+    half = classes % 2 == 0
+    if len(np.unique(classes[half])) < _LEAST_CLASSES or len(np.unique(classes[~half])) < _LEAST_CLASSES:
+        return _SHARES[-1]
+    found = []
+    for share in _SHARES:
+        model = kind._learnt(vectors[half], classes[half], classes[half], share)
+        found.append((_confusions(model, vectors[~half], classes[~half]), -share))
+    return -min(found)[1]
+
+
+def _confusions(model: Likeness, vectors: Floats, classes: Classes) -> float:
+    """Mean share of other classes that score as high with a class's first observation as the rest of the class does."""
+    names, firsts, places = np.unique(classes, return_index=True, return_inverse=True)
+    rest = np.ones(len(vectors), bool)
+    rest[firsts] = False
+    several = np.isin(np.arange(len(names)), places[rest])
+    first, second = model.keys(vectors[firsts[several]])[0], model.keys(means_of(vectors[rest], places[rest]))[1]
+    scores = first @ second.T
+    return float(np.mean(scores >= np.diag(scores)[:, None]))
 
 
 def within(vectors: Floats, classes: Classes) -> Floats:

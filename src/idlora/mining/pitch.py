@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import butter, sosfiltfilt
 
 Floats = NDArray[np.float64]
 
 LOWEST, HIGHEST = 60.0, 400.0  # Hz
+_BAND = (300.0, 3000.0)  # Hz: harmonics have the period of their fundamental, and traffic rumbles below
 _HOP, _WINDOW = 0.01, 0.04  # seconds
 _VOICED = 0.55  # of the energy that must repeat
 _NEARLY = 0.9  # of the best peak: the first that reaches it is the period, not its double
@@ -54,7 +56,8 @@ def pitch_track(sound: NDArray[np.float32], rate: int = 16_000) -> tuple[Floats,
     size, hop = round(_WINDOW * rate), round(_HOP * rate)
     if len(sound) < size + hop:
         return np.zeros(0), np.zeros(0, bool)
-    frames = np.lib.stride_tricks.sliding_window_view(sound.astype(np.float64), size)[::hop]
+    band = sosfiltfilt(butter(4, _BAND, "bandpass", fs=rate, output="sos"), sound.astype(np.float64))
+    frames = np.lib.stride_tricks.sliding_window_view(band, size)[::hop]
     frames = frames - frames.mean(axis=1, keepdims=True)
     window = np.hanning(size)
     power = np.square(frames).mean(axis=1)

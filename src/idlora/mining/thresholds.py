@@ -1,64 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From when on two voices are one speaker, chosen from the scores alone.
+"""From when on two voices are one speaker, chosen from the distances alone.
 
-Nearly all other voices are strangers, so a voice's scores with them say how strangers score: their middle and their
-upper half, taken for a normal law, tell how many strangers are expected above any score, for each voice in its own
-surroundings: many where voices are alike, few where one stands alone.
+Nearly all pairs of voices are strangers. How many of them lie within a distance grows as a power of it, as the number
+of points in a ball does; continued downwards this tells how many strangers are expected nearer than any distance. It
+errs on the safe side: nearby, voices differ in more directions than from afar, and there are fewer strangers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 Floats = NDArray[np.float64]
 
 COHORT = 1000
-"""Other voices with which each one is scored, at the most."""
+"""Voices whose distances to one another the law is learnt from, at the most."""
 
-_UPPER, _UPPER_DEVIATIONS = 0.95, 1.6449  # a quantile, and where the normal law has it
+_NEAR, _FAR = 0.05, 0.2  # shares of the pairs between whose distances the power is read
+_LEAST = 30  # pairs; of fewer nothing can be read
 _MISSED = 0.02  # of the copies that may look less alike than the lower bar
-_MOST_DOUBT = 2.0  # strangers expected at the lower bar, at the most
+_MOST_DOUBT = 1.0  # strangers expected at the lower bar, at the most
 _TINY = 1e-300
 
 
-@dataclass(frozen=True, eq=False)
-class Tails:
-    """How strangers score with each voice.
+@dataclass(frozen=True)
+class Law:
+    """How many strangers a voice has within a distance: others x share x (distance / near) ^ power.
 
     Attributes:
-        middle: their median (V,).
-        spread: standard deviation (V,) of the normal law that fits their upper half.
+        near: distance within which `share` of the pairs of strangers lie; 0 where there are too few to tell.
+        share: of them.
+        power: about in how many directions voices differ.
         others: how many other voices there are.
     """
 
-    middle: Floats
-    spread: Floats
+    near: float
+    share: float
+    power: float
     others: int
 
     @classmethod
-    def of(cls, scores: Iterable[Floats], others: int) -> Tails:
-        """Of scores (some voices, C) with a cohort, nan where it is the voice itself or of its recording."""
-        laws = []
-        for part in scores:
-            part[np.isnan(part).all(axis=1)] = 0.0  # nobody else is there
-            middle, upper = np.nanquantile(part, (0.5, _UPPER), axis=1)
-            laws.append((middle, np.maximum((upper - middle) / _UPPER_DEVIATIONS, 1e-9)))
-        middles, spreads = (np.concatenate(values) for values in zip(*laws, strict=True))
-        return cls(middles, spreads, others)
+    def of(cls, distances: Floats, others: int) -> Law:
+        """Of the distances (P,) of pairs of two recordings."""
+        if len(distances) < _LEAST:
+            return cls(0.0, 1.0, 1.0, others)
+        near, far = np.maximum(np.quantile(distances, (_NEAR, _FAR)), 1e-9)
+        return cls(float(near), _NEAR, float(np.log(_FAR / _NEAR) / max(np.log(far / near), 1e-9)), others)
 
-    def strangers(self, voices: NDArray[np.int64], scores: Floats) -> Floats:
-        """How many strangers are expected above scores (L,) of voices (L,).
-
-        The larger of the law's answer and of (others) exp(-score), which no true likelihood ratio exceeds.
-        """
-        told = self.others * ndtr(-(scores - self.middle[voices]) / self.spread[voices])
-        bound = self.others * np.exp(-np.clip(scores, -500, 500))
-        return np.asarray(np.maximum(np.maximum(told, bound), _TINY))
+    def strangers(self, distances: Floats) -> Floats:
+        """How many strangers are expected nearer to a voice than distances (L,), at most all."""
+        if not self.near:
+            return np.full(distances.shape, float(self.others))
+        told = self.share * (np.maximum(distances, 0) / self.near) ** self.power
+        return np.asarray(np.clip(self.others * told, _TINY, max(self.others, 1)))
 
 
 @dataclass(frozen=True)

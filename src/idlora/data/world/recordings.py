@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,12 +26,18 @@ from idlora.data.world.look import Face, Look, render
 from idlora.data.world.places import PLACES, background
 from idlora.data.world.sound import in_place
 from idlora.data.world.voice import SAMPLE_RATE, STYLES, VOCABULARY, Array, Voice, speak, word_spans
+from idlora.errors import InputError
 
 TALK, INTERVIEW, MUSIC, WHISPER = "talk", "interview", "music", "whisper"
 LISTENER, DUB, SCENERY, TWO = "listener", "dub", "scenery", "two people"
 USABLE = (TALK, INTERVIEW)
 """Kinds of shots that hold training clips: one face that says what is heard, and nothing else."""
 
+LEAST_APART = 2.0
+"""Just noticeable steps between two speakers, see `apart`."""
+
+_STEPS = {"f0": 0.1, "formant": 0.025, "intonation": 0.4, "tilt": 1.5, "breathiness": 0.15}  # f0 in octaves
+_MOST_DRAWS = 5000
 _SEED = 9_100_019
 _BETWEEN = (INTERVIEW, MUSIC, WHISPER, LISTENER, DUB, SCENERY)
 _SHARES = (0.1, 0.2, 0.1, 0.2, 0.2, 0.2)
@@ -100,8 +106,35 @@ class Recording:
 
 
 def voice_of(speaker: int) -> Voice:
-    """The voice of a speaker of these recordings; no other part of the world knows them."""
-    return Voice.draw(np.random.default_rng([_SEED, speaker]))
+    """The voice of a speaker of these recordings; no other part of the world knows them.
+
+    A voice of the world is seven numbers, so that a hundred drawn ones hold pairs whom nobody could tell apart. Each is
+    drawn again until it is at least `LEAST_APART` from every one before it.
+    """
+    return _voices(speaker + 1)[speaker]
+
+
+def apart(first: Voice, second: Voice) -> float:
+    """How far two voices are from each other, in just noticeable steps; infinite for two base voices."""
+    if first.base != second.base:
+        return float("inf")
+    octaves = float(np.log2(first.f0 / second.f0))
+    steps = [octaves / _STEPS["f0"]]
+    steps += [(getattr(first, name) - getattr(second, name)) / step for name, step in _STEPS.items() if name != "f0"]
+    return float(np.linalg.norm(steps))
+
+
+@cache
+def _voices(count: int) -> tuple[Voice, ...]:
+    if not count:
+        return ()
+    before = _voices(count - 1)
+    rng = np.random.default_rng([_SEED, count - 1])
+    for _ in range(_MOST_DRAWS):
+        voice = Voice.draw(rng)
+        if all(apart(voice, other) >= LEAST_APART for other in before):
+            return (*before, voice)
+    raise InputError(f"no {count} speakers can be told apart in this world; ask for fewer")
 
 
 def _told(shot: Shot, start: float, end: float) -> dict[str, Any]:
