@@ -167,8 +167,21 @@ def test_a_stage_is_made_anew_when_its_settings_or_files_change(
     assert read_table(table.parent, "scenes") is not None
 
 
-def test_two_workers_of_ray_make_the_same_manifest(corpus: Path, made: tuple[Path, Mined], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_of_ray() -> Iterator[None]:
+    """Ray with two workers, who find the modules of the tests."""
     pytest.importorskip("ray.data", reason="the extra `ray` is not installed")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    try:
+        with cluster(2, ray=True):
+            yield
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+@pytest.mark.usefixtures("two_of_ray")
+def test_two_workers_of_ray_make_the_same_manifest(corpus: Path, made: tuple[Path, Mined], tmp_path: Path) -> None:
     shutil.copytree(made[0], tmp_path / "out")
     for name in ("probe", "scenes"):  # as any other stage: the same code maps all of them
         (tmp_path / "out" / "cache" / f"{name}.jsonl").unlink()
@@ -190,9 +203,8 @@ def test_the_work_of_a_process_that_died_is_done_again(tmp_path: Path) -> None:
     assert dict(mapped(doubled, alone)) == dict(mapped(doubled, alone, workers=2))
 
 
-def test_ray_does_the_work_of_a_process_that_died_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray.data", reason="the extra `ray` is not installed")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+@pytest.mark.usefixtures("two_of_ray")
+def test_ray_does_the_work_of_a_process_that_died_again(tmp_path: Path) -> None:
     told = dict(mapped(doubled, items(tmp_path, "", "once", "fault", ""), workers=2, ray=True))
     assert [told[place].get("rows", [{}])[0].get("twice") for place in range(4)] == [0, 2, None, 6]
     assert told[2] == {FAULT: "no good; use another"}
@@ -245,8 +257,9 @@ def test_a_file_that_is_withdrawn_leaves_nothing_and_never_comes_back(
     again = everything(out)
     assert row["file"] not in again.replace(row["sha256"], "")
     assert row["file"] not in {each["file"] for each in told.tables["files"].rows}
-    shutil.rmtree(out / "cache")  # not even when all is done again
-    shutil.rmtree(out / "tables")
+    (out / "cache" / "probe.jsonl").unlink()  # not even when all files are looked at again
+    for name in ("probe", "files"):
+        (out / "tables" / f"{name}.parquet").unlink()
     told = mined(corpus, out, LABELLED)
     assert {each["reason"] for each in told.tables["files"].dropped} >= {probing.WITHDRAWN}
     assert all(row["file"] not in json.dumps(table.rows) for name, table in told.tables.items() if name != "probe")

@@ -61,7 +61,7 @@ def _scores(figure: Any, tables: Mapping[str, Table]) -> bool:
     figure.set_size_inches(7, 3.2)
     axis = figure.subplots()
     scores = _rarity([row["strangers"] for row in links])
-    edges = np.histogram_bin_edges(scores, 60)
+    edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1), 61)
     groups: list[tuple[str, str, Callable[[Row], bool]]] = [
         ("one speaker", _BLUE, lambda row: bool(row["same"])),
         ("in doubt", _RED, lambda row: bool(row["doubt"] and not row["same"])),
@@ -100,7 +100,9 @@ def _histograms(figure: Any, tables: Mapping[str, Table]) -> bool:
     for axis, (title, groups) in zip(figure.subplots(2, 3).ravel(), panels, strict=True):
         for (label, values), colour in zip(groups, (_BLUE, _RED), strict=False):
             if len(values):
-                axis.hist(values, 30, color=colour, alpha=0.7, label=label or None)
+                low, high = float(min(values)), float(max(values))
+                edges = np.linspace(low, max(high, low + 1e-6 + abs(low) * 1e-6), 31)
+                axis.hist(values, edges, color=colour, alpha=0.7, label=label or None)
         axis.set_title(title, fontsize=9)
         if len(groups) > 1:
             axis.legend(fontsize=8, frameon=False)
