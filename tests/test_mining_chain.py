@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from idlora.data.world.voice import VOCABULARY
 from idlora.errors import InputError, SettingsError
 from idlora.mining import probing
 from idlora.mining.ledger import Ledger
-from idlora.mining.mapping import DIED, FAULT, mapped
+from idlora.mining.mapping import DIED, FAULT, cluster, mapped
 from idlora.mining.run import Mined, mine
 from idlora.mining.sources import find_sources, with_rights
 from idlora.mining.tables import key_of, read_table
