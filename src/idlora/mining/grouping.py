@@ -25,6 +25,7 @@ LINKS = {
     "doubtful": "number", "foretold": "number",
 }  # fmt: skip
 
+_MORE = 16  # neighbours that are looked at for doubts alone
 _ROUNDS = 2  # of learning again from what was linked
 _PITCH_NOISE = 0.1  # octaves by which one speaker's pitch differs from clip to clip, at the least
 _SPREAD_NOISE = 0.05  # of the spread of pitch, likewise
@@ -177,7 +178,7 @@ def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRul
     _, apart = np.unique(recordings, return_inverse=True)
     means = means_of(heard.vectors, voices)
     points, copies = likeness.points(means), likeness.points(means_of(heard.copies[:, 0], voices))
-    distances, places = _of_others(*nearest(points, points, min(len(points), 2 * rules.neighbours + 8)), apart)
+    distances, places = _of_others(*nearest(points, points, min(len(points), 2 * rules.neighbours + _MORE)), apart)
     law = Law.of(_strange_distances(points, apart, rules.seed), len(points) - 1)
     pairs, lengths, mutual = _mutual(distances, places, rules.neighbours)
     allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in pairs], bool)
@@ -225,15 +226,15 @@ def _of_others(distances: Floats, places: Classes, apart: Classes) -> tuple[Floa
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(places, order, axis=1)
 
 
-def _mutual(scores: Floats, places: Classes, count: int) -> tuple[Classes, Floats, NDArray[np.bool_]]:
-    """Each pair (L, 2) of neighbours once, the smaller number first; its distance, whether each is near the other."""
-    near: dict[int, dict[int, float]] = {}
-    for voice in range(len(scores)):
-        own = zip(places[voice, :count].tolist(), scores[voice, :count].tolist(), strict=True)
-        near[voice] = {other: score for other, score in own if other >= 0}
-    pairs = sorted({(min(a, b), max(a, b)) for a, own in near.items() for b in own})
-    values = [near[a][b] if b in near[a] else near[b][a] for a, b in pairs]
-    mutual = [b in near[a] and a in near[b] for a, b in pairs]
+def _mutual(distances: Floats, places: Classes, count: int) -> tuple[Classes, Floats, NDArray[np.bool_]]:
+    """Each pair (L, 2) of neighbours once, the smaller number first; its distance, whether both are of the nearest."""
+    near: list[dict[int, tuple[float, int]]] = []
+    for own, lengths in zip(places.tolist(), distances.tolist(), strict=True):
+        ranked = enumerate(zip(own, lengths, strict=True))
+        near.append({other: (length, rank) for rank, (other, length) in ranked if other >= 0})
+    pairs = sorted({(min(a, b), max(a, b)) for a, own in enumerate(near) for b in own})
+    values = [(near[a].get(b) or near[b][a])[0] for a, b in pairs]
+    mutual = [b in near[a] and a in near[b] and max(near[a][b][1], near[b][a][1]) < count for a, b in pairs]
     return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float64), np.array(mutual, bool)
 
 

@@ -174,14 +174,15 @@ class PairRules:
         per_speaker: at most so many.
         bins: of acoustic distance, to be filled alike.
         share_words: allow words that clip and reference share.
-        same_recording: allow references of the clip's own recording where there is no other.
+        same_recording: allow references of the clip's own recording where there is no other. Such a speaker may be
+            somebody else's other half, whom no link has found; with it, leakage between splits is likelier.
         clean: take noise out of references, where the denoiser is installed.
     """
 
     per_speaker: int = 12
     bins: int = 3
     share_words: bool = False
-    same_recording: bool = True
+    same_recording: bool = False
     clean: bool = True
 
 
