@@ -167,6 +167,15 @@ class Chain:
         links = self.shop.pure("links", LINKS, lambda: (once().links, []), before, given)
         return groups, links
 
+    def pairable(self, files: Table, speakers: Table) -> Table:
+        """Clips of speakers who are heard in several recordings; all where pairs may be of one."""
+        if self.settings.pairs.same_recording:
+            return speakers
+        recordings = {row["file"]: row["recording"] for row in files.rows}
+        heard = {who: {recordings[row["file"]] for row in own} for who, own in by(speakers.rows, "speaker").items()}
+        rows = [row for row in speakers.rows if len(heard[row["speaker"]]) > 1]
+        return Table(speakers.name, digest_of([speakers.key, "pairable"]), rows)
+
     def pairs(self, files: Table, kept: Table, measured: Table, said: Table, split: Table) -> Table:
         """Clips with their references."""
         rules = self.settings.pairs

@@ -114,8 +114,10 @@ def _known(chain: Chain, tables: Mapping[str, Table]) -> dict[str, Table]:
     files, cut = tables["files"], tables["clips"]
     quality = chain.quality(files, tables["faces"], tables["speech"], cut)
     good = kept_of(cut, quality)
-    voices, words = chain.voices(files, good), chain.words(files, good)
+    voices = chain.voices(files, good)
     speakers, links = chain.speakers(files, kept_of(good, voices), quality, voices)
+    # Hearing words takes longest, so only of those of whom there can be a pair.
+    words = chain.words(files, kept_of(good, chain.pairable(files, speakers)))
     return {"quality": quality, "voices": voices, "words": words, "speakers": speakers, "links": links}
 
 
