@@ -50,5 +50,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.eval
-	$(INSTALL) -e '.[clean,eval,faces,quant,ray,train,dev]'
+	$(INSTALL) -e '.[clean,eval,faces,mining,quant,ray,train,dev]'
 	@touch $@

@@ -32,6 +32,7 @@ MAX_PARAMETERS = 7
 MANY_PARAMETERS = {
     "idlora.cli.evaluate.evaluate": "each is an option of the command",
     "idlora.cli.miniature.train": "each is an option of the command",
+    "idlora.cli.pairs.pairs": "each is an option of the command",
     "idlora.cli.precompute.precompute": "each is an option of the command",
 }
 
@@ -118,7 +119,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 
 def test_the_contract_names_the_layers_of_the_design() -> None:
-    names = ["cli", "evaluation", "training", "pipeline", "data", "networks", "core", "files", "errors"]
+    names = ["cli", "mining", "evaluation", "training", "pipeline", "data", "networks", "core", "files", "errors"]
     assert [f"idlora.{name}" for name in names] == LAYERS
 
 

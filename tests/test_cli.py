@@ -66,6 +66,12 @@ def test_the_options_are_these() -> None:
 
 
 PROMISED = {
+    "pairs": """
+    --layout --list --rights --require-consent --frames --frame-rate --finder --speaker-weights --whisper --vocabulary
+    --captioner --captioner-model --per-speaker --clean-references --validation --test --settings --workers --ray
+    --samples
+    """.split(),
+    "withdraw": "--speaker --file".split(),
     "evaluate": "--out --judge --weights --baseline --workers --ray --examples --judges".split(),
     "reproduce": "--out --quick --latents --model".split(),
 }

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from idlora.cli import adapter, demo, evaluate, generate, miniature, plan, precompute, push, reproduce, train, world
+from idlora.cli import (
+    adapter,
+    demo,
+    evaluate,
+    generate,
+    miniature,
+    pairs,
+    plan,
+    precompute,
+    push,
+    reproduce,
+    train,
+    world,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -18,6 +31,8 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
+app.command("pairs")(pairs.pairs)
+app.command("withdraw")(pairs.withdraw)
 app.command("precompute")(precompute.precompute)
 app.command("train")(train.train)
 app.command("push")(push.push)

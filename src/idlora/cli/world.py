@@ -15,6 +15,7 @@ from idlora.errors import InputError, OutputError
 app = typer.Typer(help="The procedural world of talking heads.")
 CAPTIONS_NAME = "captions.json"
 MANIFEST_NAME = "manifest.jsonl"
+TRUTH_NAME = "truth.json"
 
 
 @app.callback()
@@ -79,6 +80,33 @@ def pairs(
     known |= {pair.id: pair for pair in (each.pair(out) for each in wanted)}
     write_manifest(manifest, [known[name] for name in sorted(known)])
     print(f"{manifest}: {len(known)} pairs, of which {len(wanted)} were asked for")
+
+
+@app.command()
+def recordings(
+    out: Annotated[Path, typer.Argument(help="Folder to write to; it is made if missing.")],
+    speakers: Annotated[int, typer.Option("--speakers", help="Number of speakers.")] = 20,
+    files: Annotated[int, typer.Option("--files", help="Files of each, the last in another place.")] = 3,
+    conversations: Annotated[int, typer.Option("--conversations", help="Files with two people.")] = 2,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; one a processor.")] = None,
+) -> None:
+    """Write raw recordings (shots, cuts, listeners, music), for `idlora pairs` to mine, and truth.json.
+
+    What is there already is not made again.
+    """
+    from idlora.cli.bars import work_bar
+    from idlora.data.world.recordings import draw_conversations, draw_recordings, write_recordings
+    from idlora.files import write_text
+
+    if speakers < 2 or files < 1 or conversations < 0:
+        raise InputError(f"{speakers} speakers with {files} files; ask for at least 2 speakers and 1 file of each")
+    make_folder(out)
+    wanted = draw_recordings(speakers, files) + draw_conversations(speakers, conversations)
+    with work_bar("rendering", len(wanted)) as moved:
+        for number in write_recordings(wanted, out, workers or os.cpu_count() or 1):
+            moved(number)
+    write_text(out / TRUTH_NAME, json.dumps([each.truth() for each in wanted], indent=1) + "\n")
+    print(f"{out}: {len(wanted)} recordings of {speakers} speakers, and {TRUTH_NAME}")
 
 
 def make_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -140,9 +140,10 @@ def _add_audio(container: OutputContainer, sound: Voice) -> AudioStream:
 
 
 def _encode_video(container: OutputContainer, stream: VideoStream, frames: NDArray[np.uint8]) -> None:
+    scaler = VideoReformatter()  # one for all frames: setting one up costs more than the work
     for index, pixels in enumerate(frames):
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        frame = scaler.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = index, stream.codec_context.time_base
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
@@ -158,9 +159,9 @@ def _encode_audio(container: OutputContainer, stream: AudioStream, sound: Voice)
 
 def _decode_frames(container: InputContainer, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     frames: list[NDArray[np.uint8]] = []
-    num_bytes = 0
+    num_bytes, scaler = 0, VideoReformatter()
     for frame in container.decode(video=0):
-        pixels = _upright(frame)
+        pixels = _upright(frame, scaler)
         num_bytes += pixels.nbytes
         if num_bytes > MAX_VIDEO_BYTES or (frames and pixels.shape != frames[0].shape):
             raise MediaError(f"{Path(path).name} is too large or changes its size; cut it shorter or scale it down")
@@ -170,7 +171,7 @@ def _decode_frames(container: InputContainer, path: str | os.PathLike[str]) -> N
     return np.stack(frames)
 
 
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _upright(frame: av.VideoFrame, scaler: VideoReformatter) -> NDArray[np.uint8]:
     """Return RGB pixels with the rotation that phones store beside the picture applied."""
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = scaler.reformat(frame, format="rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long recordings by their own clock: what a file holds, its frames at any constant rate, and its sound as mono.
+
+Frames are taken by the times that the file gives them, not by their number, so a phone's variable rate keeps step with
+its sound; rotation that is stored beside the picture is applied.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from idlora.data.media.containers import opened
+from idlora.errors import MediaError
+
+_IRREGULAR = 0.25  # of the median step; what differs by more is a variable rate
+_CUT_SHORT = 0.95  # of the stated length that must be there
+_SLACK = 0.2  # seconds of it that may always be missing
+_SEEK_MARGIN = 0.5  # seconds before a span where decoding begins at the latest
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video file holds.
+
+    Attributes:
+        container, video_codec, audio_codec: as FFmpeg names them; no audio codec where there is no audio track.
+        width, height: pixels, upright.
+        rotation: degrees by which the stored picture is turned.
+        frame_rate: frames a second on average.
+        variable: whether the steps between frames differ by more than a quarter.
+        seconds: from the first frame to the end of the last.
+        sample_rate, channels: of the sound; 0 without one.
+    """
+
+    container: str
+    video_codec: str
+    audio_codec: str
+    width: int
+    height: int
+    rotation: int
+    frame_rate: float
+    variable: bool
+    seconds: float
+    sample_rate: int
+    channels: int
+
+
+def probe(path: str | os.PathLike[str]) -> Probe:
+    """Look into a video file without decoding more than its first frame.
+
+    Raises:
+        MediaError: it is missing, no video, damaged, or shorter than it says.
+    """
+    with opened(path) as container:
+        stream = _video_of(container, path)
+        sound = container.streams.audio[0] if container.streams.audio else None
+        times = _packet_times(container, stream, path)
+        rotation = _rotation(path)
+        turned = rotation % 180 == 90
+        steps = np.diff(times)
+        step = float(np.median(steps)) if len(steps) else 1 / float(stream.average_rate or 25)
+        seconds = float(times[-1] - times[0] + step)
+        return Probe(
+            container=container.format.name.split(",")[0],
+            video_codec=stream.codec_context.name,
+            audio_codec=sound.codec_context.name if sound is not None else "",
+            width=stream.height if turned else stream.width,
+            height=stream.width if turned else stream.height,
+            rotation=rotation,
+            frame_rate=round(len(times) / seconds, 4),
+            variable=bool(len(steps) and np.abs(steps - step).max() > _IRREGULAR * step),
+            seconds=round(seconds, 4),
+            sample_rate=(sound.rate or 0) if sound is not None else 0,
+            channels=sound.layout.nb_channels if sound is not None else 0,
+        )
+
+
+def _video_of(container: InputContainer, path: str | os.PathLike[str]) -> VideoStream:
+    if not container.streams.video:
+        raise MediaError(f"{path} has no video track; choose a video file")
+    return container.streams.video[0]
+
+
+def _packet_times(container: InputContainer, stream: VideoStream, path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """Seconds (F,) at which frames are shown, in order."""
+    stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size]
+    if not stamps or stream.time_base is None:
+        raise MediaError(f"{path} holds no video frames; choose another file")
+    times = np.sort(np.asarray(stamps, np.float64)) * float(stream.time_base)
+    declared = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    there = float(times[-1] - times[0])
+    if there < _CUT_SHORT * declared - _SLACK:
+        raise MediaError(f"{path} is cut short: {there:.1f} of {declared:.1f} s are there; copy it anew")
+    return times
+
+
+def _rotation(path: str | os.PathLike[str]) -> int:
+    with opened(path) as container:
+        for frame in container.decode(video=0):
+            return round(frame.rotation / 90) * 90 % 360
+    raise MediaError(f"{path} holds no video frames; choose another file")
+
+
+def frames_between(
+    path: str | os.PathLike[str], rate: float, start: float = 0.0, end: float = math.inf, max_side: int = 0
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield upright RGB frames (H, W, 3) at `rate` a second from `start` up to `end` seconds, each the nearest in time.
+
+    Time runs from the beginning of the sound, where there is one, else of the pictures. The last frame stands until
+    the end that its own step gives it.
+
+    Args:
+        path: a video file.
+        rate: frames a second.
+        start: seconds.
+        end: seconds.
+        max_side: longest side in pixels; larger frames are scaled down. 0 = as they are.
+
+    Raises:
+        MediaError: the file is damaged or has no video track.
+    """
+    with opened(path) as container:
+        stream = _video_of(container, path)
+        origin = _origin(container)
+        if start > _SEEK_MARGIN:
+            container.seek(round((start + origin) * av.time_base), backward=True)
+        shown = _shown(container, origin, max_side)
+        yield from _paced(shown, rate, start, end, 1 / float(stream.average_rate or rate))
+
+
+def _origin(container: InputContainer) -> float:
+    """Seconds on the file's clock at which its sound, else its video, begins."""
+    stream = container.streams.audio[0] if container.streams.audio else container.streams.video[0]
+    if stream.start_time is None or stream.time_base is None:
+        return 0.0
+    return float(stream.start_time * stream.time_base)
+
+
+def _shown(container: InputContainer, origin: float, max_side: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Time in seconds and pixels of each frame in order; those without a time are passed over."""
+    scaler = VideoReformatter()  # one for all frames: each new one sets itself up for as long as it then works
+    for frame in container.decode(video=0):
+        scale = min(1.0, max_side / max(frame.width, frame.height)) if max_side else 1.0
+        size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
+        pixels = scaler.reformat(frame, format="rgb24", threads=1, **size).to_ndarray()
+        yield frame.time - origin, np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
+
+
+def _paced(
+    shown: Iterator[tuple[float, NDArray[np.uint8]]], rate: float, start: float, end: float, step: float
+) -> Iterator[NDArray[np.uint8]]:
+    number, before = 0, None
+    for time, pixels in shown:
+        if before is not None:
+            half = (before[0] + time) / 2
+            while start + number / rate < min(half, end):
+                yield before[1]
+                number += 1
+            step = time - before[0]
+        before = (time, pixels)
+        if time > end + step:
+            return
+    if before is not None:
+        while start + number / rate < min(before[0] + step - 1e-6, end):
+            yield before[1]
+            number += 1
+
+
+def read_mono(
+    path: str | os.PathLike[str], rate: int = 16_000, start: float = 0.0, end: float = math.inf
+) -> NDArray[np.float32]:
+    """The sound (N,) of a file at `rate` Hz from `start` up to `end` seconds, the mean of its channels.
+
+    Raises:
+        MediaError: the file is damaged, or has no audio track or an empty one.
+    """
+    with opened(path) as container:
+        if not container.streams.audio:
+            raise MediaError(f"{path} has no audio track; choose a video with sound")
+        stream = container.streams.audio[0]
+        origin = _origin(container)
+        first = max(0.0, start - _SEEK_MARGIN)
+        if first > 0:
+            container.seek(round((first + origin) * av.time_base), backward=True)
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+        chunks: list[NDArray[np.float32]] = []
+        begins: float | None = None
+        for frame in container.decode(stream):
+            if begins is None:
+                begins = (frame.time or 0.0) - origin
+            chunks += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+            if (frame.time or 0.0) - origin > end + 1.0:
+                break
+        chunks += [part.to_ndarray()[0] for part in resampler.resample(None)]
+    if not chunks or begins is None:
+        raise MediaError(f"{path} holds no sound: its audio track is 0 s long; choose another recording")
+    return _span(np.concatenate(chunks), begins, rate, start, end)
+
+
+def _span(samples: NDArray[np.float32], begins: float, rate: int, start: float, end: float) -> NDArray[np.float32]:
+    """Of samples that begin at `begins` seconds those from `start` to `end`; silence before the beginning."""
+    first = round((start - begins) * rate)
+    if first < 0:
+        samples, first = np.pad(samples, (-first, 0)), 0
+    last = len(samples) if math.isinf(end) else first + round((end - start) * rate)
+    return np.ascontiguousarray(samples[first:last], np.float32)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every item of a stage, a line of JSON each: a stage that was stopped goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from idlora.errors import OutputError
+from idlora.files import write_text
+
+Entry = dict[str, Any]
+
+
+class Ledger:
+    """Outcomes by key, on disk as soon as they are known.
+
+    An entry names the `file` that it comes from, so that withdrawing a file finds it.
+
+    Args:
+        path: a text file; it is made if missing, and a line that an interruption cut short is passed over.
+
+    Raises:
+        OutputError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_text(encoding="utf-8") if path.exists() else ""
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {error.strerror}; choose another folder") from error
+        lines = content.splitlines(keepends=True)
+        self._entries = {entry.pop("key"): entry for line in lines if (entry := _entry(line)) is not None}
+        if lines and len(self._entries) < len(lines):
+            self._write()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: str) -> Any:
+        return self._entries[key]["outcome"]
+
+    def put(self, key: str, file: str, outcome: Any) -> None:
+        """Keep an outcome; it is on disk when this returns (OutputError if it cannot be)."""
+        entry = {"file": file, "outcome": outcome}
+        self._entries[key] = entry
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(_line(key, entry))
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}; free space or choose another") from error
+
+    def keep(self, wanted: Callable[[Entry], bool]) -> int:
+        """Forget the entries that are not wanted; returns how many there were."""
+        kept = {key: entry for key, entry in self._entries.items() if wanted(entry)}
+        gone = len(self._entries) - len(kept)
+        if gone:
+            self._entries = kept
+            self._write()
+        return gone
+
+    def _write(self) -> None:
+        write_text(self.path, "".join(_line(key, entry) for key, entry in self._entries.items()))
+
+
+def _line(key: str, entry: Entry) -> str:
+    return json.dumps({"key": key, **entry}) + "\n"
+
+
+def _entry(line: str) -> Entry | None:
+    """The entry of a whole line; None of one that was cut short."""
+    if not line.endswith("}\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and {"key", "file", "outcome"} <= entry.keys() else None
