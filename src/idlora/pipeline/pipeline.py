@@ -147,8 +147,7 @@ class IDLoraPipeline:
             file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
             card = replace(card, adapter="" if file is None else file.name)
-            if file is not None and weights is not None:
-                card = defaults_for(card, weights.metadata, file)
+            card = defaults_for(card, weights.metadata, file) if file is not None and weights is not None else card
             origins = digests_of(path, file, parts or Parts())
             if placement.where == "whole":  # all but what reads prompts, which may be known
                 components.load(name for name in components.names if name not in READERS)
@@ -318,8 +317,7 @@ class IDLoraPipeline:
         positive, negative = zip(*(read_by_text(inputs.prompt, inputs.settings) for inputs in batch), strict=True)
         texts = [text for text in (*positive, *negative) if text is not None]
         contexts = self.reader.contexts([self.tokens.tokens([text]) for text in texts], meter)
-        size = len(batch)
-        return Texts(joined(contexts[:size]), joined(contexts[size:]) if contexts[size:] else None)
+        return Texts(joined(contexts[: len(batch)]), joined(others) if (others := contexts[len(batch) :]) else None)
 
     @torch.no_grad()
     def learn_prompts(self, requests: Sequence[Request]) -> None:
@@ -345,8 +343,8 @@ class IDLoraPipeline:
             return self._denoised(state, texts, plans[1], sampling)
 
     def _sampling(self, settings: Settings, generators: Generators, callback: Callback | None) -> Sampling:
-        sigmas = schedule(settings, self.codecs.grid(settings))
-        return Sampling(sigmas, generators, callback, self.residence.placement.sharing, self.ranks)
+        sigmas, sharing = schedule(settings, self.codecs.grid(settings)), self.residence.placement.sharing
+        return Sampling(sigmas, generators, callback, sharing, self.ranks)
 
     def _denoised(self, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
         """One stage; the identity adapter works only where the sound is made."""
