@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-import typer
 
 from idlora.cli import main
 from idlora.cli.generate import checked_device
@@ -63,26 +62,6 @@ def generate(model: Path, out: Path, *options: str | Path) -> int:
 
 def test_the_options_are_these() -> None:
     assert [row.flag for row in TABLE] == OPTIONS
-
-
-PROMISED = {
-    "pairs": """
-    --layout --list --rights --require-consent --frames --frame-rate --finder --speaker-weights --whisper --vocabulary
-    --captioner --captioner-model --per-speaker --clean-references --validation --test --settings --workers --ray
-    --samples
-    """.split(),
-    "withdraw": "--speaker --file".split(),
-    "evaluate": "--out --judge --weights --baseline --workers --ray --examples --judges".split(),
-    "reproduce": "--out --quick --latents --model".split(),
-}
-
-
-@pytest.mark.parametrize("name", PROMISED)
-def test_the_options_of_a_command_are_these(name: str) -> None:
-    from idlora.cli.app import app
-
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    assert [option.opts[0] for option in command.params if option.opts[0].startswith("--")] == PROMISED[name]
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from idlora.core.guidance import POSITIVE, Pass
+from idlora.core.reference import without_reference
 from idlora.core.state import AVState
 from idlora.networks.joint import Prediction
 
@@ -48,9 +49,8 @@ class Ranks:
         """What the owner of a pass predicted."""
         from torch import distributed
 
-        video, audio = state.video.tokens, state.audio.tokens
-        if not run.reference:
-            audio = audio[:, state.audio.num_reference :]
+        seen = state if run.reference else without_reference(state)
+        video, audio = seen.video.tokens, seen.audio.tokens
         parts = [torch.empty(each.shape, dtype=torch.float32, device=each.device) for each in (video, audio)]
         if own is not None:
             parts[0].copy_(own.video)
