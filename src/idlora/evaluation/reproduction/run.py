@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -15,7 +15,7 @@ from typing import Any
 
 from idlora.errors import OutputError, SettingsError
 from idlora.evaluation.reproduction.ablations import Trained, Workshop
-from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent, arms_of
+from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.claims import Row, rows_of
 from idlora.evaluation.reproduction.curves import drawings
@@ -77,7 +77,7 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
     measured: list[Finding] = []
     beyond = out_of_reach()
     began = time.process_time()
-    for row in (*rows_of(extent), *training_rows(extent)):
+    for row in _rows(extent):
         if extent.trains:
             _train(lab, trials, row, out)
         measured.append(_finding(trials, row, command))
@@ -89,6 +89,11 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
     told = {**_told(lab, trials, command, began), "plots": [picture.name for picture in pictures]}
     write_page(out, found, trials.faults, extent, told)
     return found
+
+
+def _rows(extent: Extent) -> Iterator[Row]:
+    yield from rows_of(extent)
+    yield from training_rows(extent)
 
 
 def _train(lab: Laboratory, trials: Trials, row: Row, out: Path) -> None:
@@ -127,11 +132,12 @@ def _versions() -> dict[str, str]:
 
 
 def _told(lab: Laboratory, trials: Trials, command: str, began: float) -> dict[str, Any]:
+    arms = dict.fromkeys(arm for row in _rows(trials.extent) for arm in row.arms)
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "spent": (
-            f"All clips, made and judged, took {trials.seconds(arms_of(trials.extent)):.0f} s of processor time; "
+            f"All clips, made and judged, took {trials.seconds(arms):.0f} s of processor time; "
             f"the call that wrote this {time.process_time() - began:.0f} s."
         ),
         "versions": _versions(),

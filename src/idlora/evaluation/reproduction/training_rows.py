@@ -48,12 +48,11 @@ def arm_of(ablation: Ablation, scale: float = 1.0, *, whole: bool = False) -> Ar
 
 
 def training_rows(extent: Extent) -> Iterator[Row]:
-    """All rows, in the order of their worth; the quick form has those that the sound of few clips can tell."""
+    """All rows, in the order of their worth; the quick form decodes no pictures for those on positions."""
     yield _learnt(NEGATIVE, Claim("The small recipe learns the voice (above 0)", _NO_NUMBER))
     yield from _positions(whole=extent.trains)
     yield from _amounts()
-    if extent.trains:
-        yield from _options()
+    yield from _options()
 
 
 def _positions(*, whole: bool) -> Iterator[Row]:
