@@ -22,7 +22,7 @@ from idlora.evaluation.comparisons import Table, interval
 from idlora.evaluation.judges import Footage, JudgeRecord, Reference
 from idlora.evaluation.reproduction import ablations, arms, run
 from idlora.evaluation.reproduction.ablations import ABLATIONS, ADAPTERS, RECIPE, Ablation, Workshop
-from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, HARD, QUICK, STRUCK, Arm, Extent
+from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, FULL, HARD, QUICK, STRUCK, Arm, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.findings import (
     NOT_REPRODUCED,
@@ -328,7 +328,8 @@ def test_the_quick_form_asks_enough_speakers_of_every_kind() -> None:
     assert sum(spec.place in arms.CLEAR for spec in few) >= 8
     assert sum(spec.place in arms.CLEAR for spec in wanted) >= 8
     assert sum(spec.style != "calm" for spec in wanted) >= 8
-    assert len(arms.arms_of(QUICK)) == len({arm.name for arm in arms.arms_of(QUICK)})
+    made = {arm for extent in (QUICK, FULL) for row in run._rows(extent) for arm in row.arms}
+    assert len(made) == len({arm.name for arm in made})
 
 
 @pytest.mark.parametrize("who", range(0, 12, 3))

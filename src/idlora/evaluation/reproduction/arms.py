@@ -183,14 +183,6 @@ def of_seconds(seconds: float) -> Arm:
     return HARD if seconds == HARD.seconds else Arm(f"reference {seconds:g} s", seconds=seconds)
 
 
-def arms_of(extent: Extent) -> list[Arm]:
-    """All arms, in the order of their worth, each once."""
-    curve = [of_scale(scale) for scale in extent.scales]
-    lengths = [of_seconds(seconds) for seconds in extent.seconds]
-    found = [HARD, BASE, EASY, CASCADE, *curve, BARE_PASS, UNMASKED, *lengths, ROUNDED, CROSSED, STRUCK, STRUCK_ALONE]
-    return list(dict.fromkeys(found))
-
-
 def asked(arm: Arm, who: int, prompt: int) -> ClipSpec:
     """The clip asked for: an unseen order of words in a face and place drawn apart from the voice."""
     spec = clip(SPLIT, who + NUM_SPEAKERS[SPLIT] * prompt)

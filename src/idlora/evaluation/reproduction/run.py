@@ -113,7 +113,7 @@ def _finding(trials: Trials, row: Row, command: str) -> Finding:
             trials.run_held_out(adapter)
     measured, remark = row.measured(trials), row.remark
     if missing := [key for key in row.adapters if not trials.has(key)]:
-        told = f"without {', '.join(missing)}, not trained yet: `{command.replace('--quick ', '')}` trains them"
+        told = f"without {', '.join(missing)}, not trained yet; the command trains them where --quick is left out"
         remark = ". ".join(filter(None, (told, remark)))
         if measured is None:
             return untestable(row.claim, remark, command.replace("--quick ", ""))

@@ -43,7 +43,7 @@ _MANY = 1000  # above any number of prompts
 
 def arm_of(ablation: Ablation, scale: float = 1.0, *, whole: bool = False) -> Arm:
     """Its clips from another place's reference; the sound alone, or as a `whole` with pictures and onset."""
-    named = f"{ablation.key}" if scale == 1 else f"{ablation.key}, scale {scale:g}"
+    named = ablation.key + (f", scale {scale:g}" if scale != 1 else "") + (", whole" if whole else "")
     return replace(HARD, name=named, adapter=ablation.key, scale=scale, pictures=whole, onset=whole)
 
 
