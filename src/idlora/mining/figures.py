@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idlora.errors import SettingsError
-from idlora.evaluation.laboratory.plots import Plot
+from idlora.evaluation.figures import Plot, drawn
 from idlora.mining.tables import Row, Table
 
 _RAREST = 20.0  # all beyond is shown there
@@ -19,38 +17,13 @@ _BLUE, _RED, _GREY = "#3b6fb6", "#d1603d", "#9aa0a6"
 
 
 def figures(tables: Mapping[str, Table]) -> list[Plot]:
-    """All plots of which there is something to show.
-
-    Raises:
-        SettingsError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise SettingsError("the report's plots need matplotlib: pip install 'idlora[eval]'") from error
-    drawers: dict[str, Callable[[Any, Mapping[str, Table]], bool]] = {
-        "speaker-scores": _scores,
-        "clips-and-pairs": _histograms,
-    }
-    style = {"svg.hashsalt": "idlora", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
-        found = [_drawn(name, draw, tables) for name, draw in drawers.items()]
-    return [plot for plot in found if plot is not None]
-
-
-def _drawn(name: str, draw: Callable[[Any, Mapping[str, Table]], bool], tables: Mapping[str, Table]) -> Plot | None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    if not draw(figure, tables):
-        return None
-    return Plot(name, _saved(figure, "png", {"Software": None}), _saved(figure, "svg", {"Date": None}))
-
-
-def _saved(figure: Any, form: str, metadata: dict[str, None]) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=110, metadata=metadata)
-    return buffer.getvalue()
+    """All plots of which there is something to show (SettingsError if matplotlib is not installed)."""
+    return drawn(
+        {
+            "speaker-scores": lambda figure: _scores(figure, tables),
+            "clips-and-pairs": lambda figure: _histograms(figure, tables),
+        }
+    )
 
 
 def _scores(figure: Any, tables: Mapping[str, Table]) -> bool:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
-from idlora.data.processes import one_thread_each
+from idlora.data.processes import survived
 from idlora.errors import IDLoraError, SettingsError, WeightsError
 
 logger = logging.getLogger(__name__)
@@ -71,39 +67,8 @@ def attempted(work: Work, item: Item) -> Outcome:
 
 
 def _by_processes(work: Work, items: Sequence[Item], workers: int) -> Done:
-    """All at once; if a process dies, what is left is done by one process, and one that it dies of twice is told."""
-    left = dict(enumerate(items))
-    try:
-        for place, outcome in _pooled(work, dict(left), workers):
-            del left[place]
-            yield place, outcome
-    except BrokenProcessPool:
-        logger.warning("a process died; the %d items that are left are done again one by one", len(left))
-    deaths: dict[int, int] = {}
-    while left:
-        try:
-            for place, outcome in _pooled(work, dict(left), 1):
-                del left[place]
-                yield place, outcome
-        except BrokenProcessPool:
-            place = next(iter(left))  # one process takes them in their order
-            deaths[place] = deaths.get(place, 0) + 1
-            if deaths[place] > 1:
-                del left[place]
-                yield place, {FAULT: DIED}
-
-
-def _pooled(work: Work, items: Mapping[int, Item], workers: int) -> Done:
-    """As they end; of one process in their order, up to the one at which it died (BrokenProcessPool)."""
-    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: they end what they are at
-    processes = ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn"), initializer=deaf)
-    with one_thread_each(), processes as pool:
-        try:
-            places = {pool.submit(attempted, work, item): place for place, item in items.items()}
-            for done in as_completed(places) if workers > 1 else places:
-                yield places[done], done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for place, outcome in survived(partial(attempted, work), items, workers, tries=2):
+        yield place, {FAULT: DIED} if outcome is None else outcome
 
 
 @contextmanager

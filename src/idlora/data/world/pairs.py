@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +13,7 @@ import numpy as np
 
 from idlora.data.manifest import Pair
 from idlora.data.media import write_mp4, write_wav
-from idlora.data.processes import one_thread_each
+from idlora.data.processes import counted
 from idlora.data.world.captions import caption
 from idlora.data.world.clip import FRAME_RATE, ClipSpec, draw_reference, render_picture, render_sound
 from idlora.data.world.speakers import NUM_SPEAKERS, clip, speaker
@@ -87,18 +84,4 @@ def render_pairs(pairs: list[WorldPair], folder: Path, workers: int = 1) -> Iter
     Raises:
         OutputError: a file cannot be written.
     """
-    render = partial(WorldPair.render, folder=folder)
-    if workers <= 1:
-        for number, pair in enumerate(pairs, 1):
-            render(pair)
-            yield number
-        return
-    # Ctrl-C reaches the workers too: they end what they are at, and their folder is whole.
-    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    processes = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=deaf)
-    with one_thread_each(), processes as pool:
-        try:
-            for number, _ in enumerate(pool.map(render, pairs, chunksize=4), 1):
-                yield number
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return counted(partial(WorldPair.render, folder=folder), pairs, workers)

@@ -6,13 +6,10 @@ All is known about each of them, so that what is mined from such files can be co
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idlora.data.media import write_mp4
-from idlora.data.processes import one_thread_each
+from idlora.data.processes import counted
 from idlora.data.world.clip import BEAT, FRAME_RATE, NUM_WORDS, SIZE, Sound, mouth
 from idlora.data.world.look import Face, Look, render
 from idlora.data.world.places import PLACES, background
@@ -235,20 +232,7 @@ def write_recordings(recordings: Sequence[Recording], folder: Path, workers: int
     Raises:
         OutputError: a file cannot be written.
     """
-    write = partial(write_recording, folder=folder)
-    if workers <= 1:
-        for number, recording in enumerate(recordings, 1):
-            write(recording)
-            yield number
-        return
-    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: they end what they are at
-    processes = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=deaf)
-    with one_thread_each(), processes as pool:
-        try:
-            for number, _ in enumerate(pool.map(write, recordings, chunksize=4), 1):
-                yield number
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return counted(partial(write_recording, folder=folder), recordings, workers)
 
 
 def _spoken(shot: Shot, rng: np.random.Generator) -> Sound:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from idlora.evaluation.figures import Plot
 from idlora.evaluation.laboratory.manifest import Entry
-from idlora.evaluation.laboratory.plots import Plot
 from idlora.evaluation.laboratory.results import Judged
 from idlora.evaluation.laboratory.tables import Sheet
 

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from idlora.errors import SettingsError
+from idlora.evaluation.figures import Plot, drawn
 from idlora.evaluation.laboratory.results import ALL, BINS, Line, Results
 
 _COLOURS = ("#3b6fb6", "#d1603d", "#4c9a6a", "#8a5aa8", "#c49a2a", "#5b6770")  # the baseline first
@@ -24,48 +22,12 @@ _OF_DISTANCE = (
 )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A picture by name, as PNG and as SVG."""
-
-    name: str
-    png: bytes
-    svg: bytes
-
-
 def plots(results: Results) -> list[Plot]:
-    """All that can be drawn.
-
-    Raises:
-        SettingsError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise SettingsError("plots need matplotlib: pip install 'idlora[eval]'") from error
-    # No dates and no random names inside, so that equal results give equal files.
-    with mpl.rc_context(
-        {"svg.hashsalt": "idlora", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        found = [_drawn("measures", _measures, results)]
-        if results.distances:
-            found.append(_drawn("acoustic-distance", _by_distance, results))
-    return [plot for plot in found if plot is not None]
-
-
-def _drawn(name: str, draw: Callable[[Any, Results], bool], results: Results) -> Plot | None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    if not draw(figure, results):
-        return None
-    return Plot(name, _saved(figure, "png", {"Software": None}), _saved(figure, "svg", {"Date": None}))
-
-
-def _saved(figure: Any, form: str, metadata: dict[str, None]) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=110, metadata=metadata)
-    return buffer.getvalue()
+    """All that can be drawn (SettingsError if matplotlib is not installed)."""
+    draws: dict[str, Callable[[Any], bool]] = {"measures": lambda figure: _measures(figure, results)}
+    if results.distances:
+        draws["acoustic-distance"] = lambda figure: _by_distance(figure, results)
+    return drawn(draws)
 
 
 def _measures(figure: Any, results: Results) -> bool:

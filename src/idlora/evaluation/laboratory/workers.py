@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 
 from idlora.data.cluster import Lost, on_cluster
-from idlora.data.processes import one_thread_each
+from idlora.data.processes import survived
 from idlora.evaluation.judges.base import Judge
 from idlora.evaluation.laboratory.bench import Outcome, judge_entry
 from idlora.evaluation.laboratory.manifest import Entry
-
-logger = logging.getLogger(__name__)
 
 Task = tuple[Entry, tuple[str, ...]]  # a clip, and the names of the judges that have not scored it
 Judges = Mapping[str, Judge]
@@ -53,40 +46,12 @@ def _judged(task: Task, judges: Judges) -> Outcome:
 
 
 def _by_processes(tasks: Sequence[Task], judges: Judges, workers: int) -> Told:
-    """All at once; if a process dies, what is left goes one by one, so that the clip that kills is known and told."""
-    left = dict(enumerate(tasks))
-    try:
-        for place, outcome in _pooled(left, judges, workers):
-            del left[place]
-            yield place, outcome
-    except BrokenProcessPool:
-        logger.warning("a process died; the %d clips that are left are judged one by one", len(left))
-    while left:
-        try:
-            for place, outcome in _pooled(dict(left), judges, 1):
-                del left[place]
-                yield place, outcome
-        except BrokenProcessPool:
-            place = next(iter(left))  # one process takes them in their order
-            yield place, _unjudged(left.pop(place))
-
-
-def _pooled(tasks: Mapping[int, Task], judges: Judges, workers: int) -> Told:
-    """As they end; of one process in their order, up to the one at which it died (BrokenProcessPool)."""
-    arm = partial(_arm, dict(judges))
-    processes = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=arm)
-    with one_thread_each(), processes as pool:
-        try:
-            places = {pool.submit(_judged_by_own, task): place for place, task in tasks.items()}
-            for done in as_completed(places) if workers > 1 else places:
-                yield places[done], done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    done = survived(_judged_by_own, tasks, workers, tries=1, ready=partial(_arm, dict(judges)))
+    for place, outcome in done:
+        yield place, _unjudged(tasks[place]) if outcome is None else outcome
 
 
 def _arm(judges: dict[str, Judge]) -> None:
-    # Ctrl-C reaches the workers too: they end the clip that they are at.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _OWN.update(judges)
 
 

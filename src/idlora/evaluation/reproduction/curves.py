@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from idlora.errors import SettingsError
+from idlora.evaluation.figures import Plot, drawn
 from idlora.evaluation.reproduction.arms import BASE, CASCADE, HARD, Arm, of_scale, of_seconds
 from idlora.evaluation.reproduction.claims import VOICE, WORDS, curve
 from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, Finding
@@ -26,49 +24,18 @@ _MEASURES: dict[str, Number] = {
 }
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A plot by name, as PNG and as SVG."""
-
-    name: str
-    png: bytes
-    svg: bytes
-
-
-def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Drawing]:
+def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Plot]:
     """All that can be drawn of what is known (SettingsError if matplotlib is not installed)."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise SettingsError("plots need matplotlib: pip install 'idlora[eval]'") from error
     scales = [(scale, of_scale(scale)) for scale in trials.extent.scales]
     usual = {*trials.extent.seconds, HARD.seconds}
     lengths = [(seconds, of_seconds(seconds)) for seconds in sorted(usual)]
-    drawn: dict[str, Callable[[Any], bool]] = {
+    draws: dict[str, Callable[[Any], bool]] = {
         "rows": lambda figure: _rows(figure, findings),
         "identity-guidance": lambda figure: _curves(figure, trials, scales, "scale of identity guidance"),
         "reference-length": lambda figure: _curves(figure, trials, lengths, "seconds of reference"),
         "acoustic-distance": lambda figure: _distances(figure, trials),
     }
-    style = {"svg.hashsalt": "idlora", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
-        found = [_drawn(name, draw) for name, draw in drawn.items()]
-    return [drawing for drawing in found if drawing is not None]
-
-
-def _drawn(name: str, draw: Callable[[Any], bool]) -> Drawing | None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    if not draw(figure):
-        return None
-    return Drawing(name, _saved(figure, "png", {"Software": None}), _saved(figure, "svg", {"Date": None}))
-
-
-def _saved(figure: Any, form: str, metadata: dict[str, None]) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=80, metadata=metadata)
-    return buffer.getvalue()
+    return drawn(draws, font_size=8, dpi=80)
 
 
 def _rows(figure: Any, findings: Sequence[Finding]) -> bool:

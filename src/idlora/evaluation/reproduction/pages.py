@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from idlora.evaluation.figures import Plot
 from idlora.evaluation.laboratory.tables import Sheet
 from idlora.evaluation.reproduction.arms import Extent
-from idlora.evaluation.reproduction.curves import Drawing
 from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, RULE, UNTESTABLE, Finding
 from idlora.evaluation.reproduction.trials import Fault
 from idlora.files import write_bytes, write_text
@@ -24,7 +24,7 @@ def write_rows(out: Path, findings: Sequence[Finding]) -> None:
     write_text(out / RESULTS, json.dumps([row.to_json() for row in findings], indent=1, ensure_ascii=False) + "\n")
 
 
-def write_plots(out: Path, drawings: Sequence[Drawing]) -> None:
+def write_plots(out: Path, drawings: Sequence[Plot]) -> None:
     """Every plot as PNG and SVG."""
     for drawing in drawings:
         write_bytes(out / PLOTS / f"{drawing.name}.png", drawing.png)
