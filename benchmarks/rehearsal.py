@@ -2,17 +2,18 @@
 """A generation of LTX-2 at its published size with random weights: seconds and peak bytes of presets, as JSON.
 
     python benchmarks/rehearsal.py 2.3 --preset official --preset distilled --out runs/rehearsal.jsonl
-    python benchmarks/rehearsal.py 2.3 --preset one-stage --steps 2 --memory 16GB --placement auto --storage auto
+    python benchmarks/rehearsal.py 2.3 --steps 2 --memory 16GB --memory 8GB --placement auto --storage nf4
 
 What it makes is noise; what it costs is what the real weights cost. The text encoder has the size of Gemma 3 12B and
-the miniature's tokenizer; adapters have the published ranks. `--memory` caps what PyTorch may hand out. A line of JSON
-a preset comes as soon as it is known, into `--out` or on the terminal.
+the miniature's tokenizer; adapters have the published ranks. `--memory` caps what PyTorch may hand out, one cap after
+the other. A line of JSON a preset comes as soon as it is known, into `--out` or on the terminal.
 `--scale tiny` builds the same classes small, to try the script on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import platform
@@ -21,6 +22,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,14 @@ from idlora.core.samplers import Step
 from idlora.data.media import Voice
 from idlora.networks.adapter import IDENTITY, AdapterWeights, LowRank, new_adapter
 from idlora.networks.generations import GENERATIONS
-from idlora.networks.packing import store_small
+from idlora.networks.packing import STORAGES, store_small
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.networks.stack import DISTILLED
 from idlora.pipeline import PRESETS, Components, IDLoraPipeline, Placement, Settings, preset_settings
 from idlora.pipeline.components import UPSAMPLER
 from idlora.pipeline.generation import stages
 from idlora.pipeline.output import Result, versions
-from idlora.pipeline.placement import WHOLE
+from idlora.pipeline.placement import WHOLE, Residence
 from idlora.pipeline.plan import DISTILLED_RANK, HEADROOM, IDENTITY_RANK, choose, demand_of, everywhere
 from idlora.pipeline.sources import PACKAGED, model_path
 
@@ -162,12 +164,14 @@ def settings_of(arguments: argparse.Namespace, preset: str) -> Settings:
     return replace(settings, num_inference_steps=arguments.steps)
 
 
-def placement_of(arguments: argparse.Namespace, blueprints: Mapping[str, Blueprint], dtype: torch.dtype) -> Placement:
+def placement_of(
+    arguments: argparse.Namespace, memory: str, blueprints: Mapping[str, Blueprint], dtype: torch.dtype
+) -> Placement:
     """The one asked for, or what the planner proposes for the memory that there may be."""
     if arguments.placement != "auto":
         return replace(WHOLE, where=arguments.placement, storage=arguments.storage)
     demands = [demand_of(blueprints, settings_of(arguments, preset), dtype) for preset in arguments.preset]
-    chosen = [choose(each, gigabytes(arguments.memory), arguments.storage) for each in demands]
+    chosen = [choose(each, gigabytes(memory), arguments.storage) for each in demands]
     return max(chosen, key=lambda each: ("whole", "offload", "stream").index(each.where))
 
 
@@ -210,7 +214,7 @@ def run(pipe: Any, settings: Settings, device: str) -> tuple[Result, list[float]
     return result, clock.seconds()
 
 
-def told(arguments: argparse.Namespace, preset: str, pipe: Any) -> dict[str, Any]:
+def told(arguments: argparse.Namespace, memory: str, preset: str, pipe: Any) -> dict[str, Any]:
     """A preset's costs."""
     settings = settings_of(arguments, preset)
     if any(stage.distilled for stage in stages(settings)) and DISTILLED not in pipe.adapters.strengths:
@@ -228,9 +232,11 @@ def told(arguments: argparse.Namespace, preset: str, pipe: Any) -> dict[str, Any
         "generation": arguments.generation,
         "preset": preset,
         "placement": str(pipe.residence.placement),
-        "memory": arguments.memory,
+        "memory": memory,
         "size": [settings.num_frames, settings.height, settings.width],
         "steps": [len(stage.sigmas) - 1 if stage.sigmas else stage.num_inference_steps for stage in stages(settings)],
+        "graphs": pipe.graphs,
+        "compiled": pipe.compiled,
         "passes": len(settings.guidance.plan(1.0, 1)),
         "seconds_per_step": float(np.median(steps)) if steps else None,
         "seconds": {name: round(seconds, 3) for name, seconds in result.timings.items()},
@@ -264,8 +270,10 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=121)
     parser.add_argument("--steps", type=int, help="instead of the preset's, where it does not name its levels")
     parser.add_argument("--placement", choices=["whole", "offload", "stream", "auto"], default="whole")
-    parser.add_argument("--storage", choices=["full", "fp8", "int8", "nf4", "auto"], default="full")
-    parser.add_argument("--memory", default="", help="such as 24GB: a cap; --placement auto lets the planner choose")
+    parser.add_argument("--storage", choices=[*STORAGES, "auto"], default="full")
+    parser.add_argument("--graphs", action="store_true", help="steps as CUDA graphs")
+    parser.add_argument("--compile", action="store_true", help="compiled blocks")
+    parser.add_argument("--memory", action="append", help="a cap such as 24GB; --placement auto obeys it")
     parser.add_argument("--foretell", action="store_true", help="also what `idlora plan` says, a minute of a CPU")
     parser.add_argument("--clips", type=Path, help="folder for the MP4 files")
     parser.add_argument("--out", type=Path, help="file that lines of JSON are added to")
@@ -274,7 +282,20 @@ def arguments_of() -> argparse.Namespace:
     arguments.preset = arguments.preset or ["one-stage"]
     if "auto" in {arguments.placement, arguments.storage} and not (arguments.memory and arguments.placement == "auto"):
         parser.error("--placement auto needs --memory, --storage auto needs both")
+    if arguments.storage == "auto" and len(arguments.memory) > 1:
+        parser.error("the transformer is packed once: name the --storage for several caps")
+    arguments.memory = arguments.memory or [""]
     return arguments
+
+
+def line_of(arguments: argparse.Namespace, memory: str, preset: str, pipe: Any) -> dict[str, Any]:
+    """A preset's costs, or why there are none."""
+    try:
+        line = told(arguments, memory, preset, pipe)
+        return line | ({"foretold_bytes": foretold(line)} if arguments.foretell else {})
+    except Exception as error:  # noqa: BLE001 - the others must still run
+        why = f"{type(error).__name__}: {error}"
+        return {"generation": arguments.generation, "preset": preset, "memory": memory, "failed": why}
 
 
 def main() -> None:
@@ -282,23 +303,23 @@ def main() -> None:
     arguments = arguments_of()
     dtype = torch.bfloat16 if arguments.device.startswith("cuda") else torch.float32
     blueprints = sizes(arguments.generation, arguments.scale)
-    pipe = pipeline(blueprints, arguments.device, dtype, placement_of(arguments, blueprints, dtype))
-    if arguments.memory and arguments.device.startswith("cuda"):
-        cap(arguments.memory)
-    for preset in arguments.preset:
-        try:
-            line = told(arguments, preset, pipe)
-            if arguments.foretell:
-                line |= {"foretold_bytes": foretold(line)}
-        except Exception as error:  # noqa: BLE001 - the other presets must still run
-            line = {"generation": arguments.generation, "preset": preset, "failed": f"{type(error).__name__}: {error}"}
+    placements = {memory: placement_of(arguments, memory, blueprints, dtype) for memory in arguments.memory}
+    pipe = pipeline(blueprints, arguments.device, dtype, placements[arguments.memory[0]])
+    pipe.graphs, pipe.compiled = arguments.graphs, arguments.compile
+    for memory, preset in product(arguments.memory, arguments.preset):
+        if pipe.residence.placement != placements[memory]:
+            pipe.residence = Residence(pipe.components, placements[memory], pipe.device)
+        if memory and arguments.device.startswith("cuda"):
+            gc.collect()
+            cap(memory)
+        line = line_of(arguments, memory, preset, pipe)
         if arguments.out is None:
             print(json.dumps(line, indent=1), flush=True)
-        else:
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            short = {key: line.get(key) for key in ("generation", "preset", "seconds_per_step", "seconds", "failed")}
-            print(json.dumps(short), flush=True)
+            continue
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        names = ("generation", "preset", "placement", "memory", "seconds_per_step", "seconds", "failed")
+        print(json.dumps({name: line.get(name) for name in names}), flush=True)
 
 
 if __name__ == "__main__":

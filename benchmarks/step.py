@@ -14,7 +14,8 @@ pipeline gives: a timestep for every token.
 `distilled` is a whole clip: 8 steps of a full pass and an identity pass on the audio alone against 30 plain steps;
 `distilled_full` (`--full-identity`) has that pass on both streams. What is computed once a generation is charged to it.
 `products` is what shapes alone foretell: the share of the plain way's operations in matrix products. `--compile` adds
-`plain_compiled` and compiles our blocks as well; all are shares of the time of the plain way as it is.
+`plain_compiled` and compiles our blocks as well; all are shares of the time of the plain way as it is. `--storage`
+keeps our weights in few bits, `--graphs` replays our steps as CUDA graphs; `apart` then says what the rounding does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import json
 import math
 import platform
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,22 +35,24 @@ from typing import Any
 
 import torch
 from lanes import Lanes
+from plain import Plain
 from torch import Tensor
 
 from idlora.core.guidance import Pass
 from idlora.core.positions import audio_positions, reference_positions, video_positions
-from idlora.core.reference import attach_reference, without_reference
+from idlora.core.reference import attach_reference
 from idlora.core.state import AVState, LatentState
 from idlora.networks.blocks import text_memory
 from idlora.networks.executor import Executor, Sharing
 from idlora.networks.generations import GENERATIONS
+from idlora.networks.graphs import Recorder
 from idlora.networks.joint import JointModel, Prediction, TextContext
+from idlora.networks.packing import STORAGES, Storage, store_small
 from idlora.networks.work import Tokens, step_work
 from idlora.pipeline import Settings, preset_settings
 
 SETTINGS = ("exact", "fast", "distilled")
 SIGMA, STEPS, FEW_STEPS, CHANNELS = 0.8, 30, 8, 128
-ATTENTIONS = ("attn1", "audio_attn1")
 REFERENCE, TEXT = 126, 1024
 GOALS = {
     "exact": {"2.0": 0.80, "2.3": 0.85},
@@ -83,6 +85,8 @@ class Where:
     dtype: torch.dtype
     sharing: Sharing
     compiled: bool = False
+    storage: Storage = "full"
+    graphs: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -157,57 +161,6 @@ def text(seed: int, generation: str, size: Size, where: Where) -> TextContext:
     return TextContext(video, audio)
 
 
-class Plain:
-    """The plain way."""
-
-    def __init__(self, generation: str, net: Any, texts: tuple[TextContext, TextContext], dtype: torch.dtype) -> None:
-        self.generation, self.net, self.texts, self.dtype = GENERATIONS[generation], net, texts, dtype
-
-    def step(self, state: AVState, plan: Sequence[Pass]) -> dict[str, Prediction]:
-        """All passes, one after the other."""
-        return {run.name: self.run(state if run.reference else without_reference(state), run) for run in plan}
-
-    def run(self, state: AVState, run: Pass) -> Prediction:
-        """One pass."""
-        if not run.perturbed_blocks or self.generation.stg == "value":
-            return self._forward(state, run)
-        mine = threading.get_ident()
-
-        def nothing(_module: Any, _inputs: Any, out: Tensor) -> Tensor:
-            return torch.zeros_like(out) if threading.get_ident() == mine else out
-
-        attentions = [
-            getattr(self.net.transformer_blocks[i], name) for i in run.perturbed_blocks for name in ATTENTIONS
-        ]
-        handles = [each.register_forward_hook(nothing) for each in attentions]
-        try:
-            return self._forward(state, run)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _forward(self, state: AVState, run: Pass) -> Prediction:
-        context = self.texts[run.negative_text]
-        sigma = torch.full((1,), SIGMA * 1000, device=state.video.tokens.device)
-        video, audio = self.net(
-            hidden_states=state.video.tokens.to(self.dtype),
-            audio_hidden_states=state.audio.tokens.to(self.dtype),
-            encoder_hidden_states=context.video,
-            audio_encoder_hidden_states=context.audio,
-            timestep=state.video.timesteps(SIGMA) * 1000,
-            audio_timestep=state.audio.timesteps(SIGMA) * 1000,
-            sigma=sigma,
-            audio_sigma=sigma,
-            video_coords=state.video.positions,
-            audio_coords=state.audio.positions,
-            isolate_modalities=run.isolated,
-            spatio_temporal_guidance_blocks=list(run.perturbed_blocks),
-            use_cross_timestep=self.generation.cross_timestep,
-            return_dict=False,
-        )
-        return Prediction(video.float(), audio.float())
-
-
 def apart(found: dict[str, Prediction], expected: dict[str, Prediction]) -> float:
     """The largest difference of a prediction, as a share of its largest number."""
     pairs = [(getattr(found[n], s), getattr(expected[n], s)) for n in expected for s in ("video", "audio")]
@@ -240,12 +193,16 @@ class Race:
         found = cycles(generation, min(GENERATIONS[generation].stg_block, size.layers - 1))
         self.cycles = {name: found[name] for name in names}
         self.plan = found["exact"][0]
-        self.plain = Plain(generation, net, self.texts, where.dtype)
-        self.model = JointModel(net, around_block=self._around)
+        self.plain = Plain(generation, net, self.texts, where.dtype, SIGMA)
+        own = net
+        if where.storage != "full":
+            own = network(generation, size, where)
+            store_small(own, where.storage, torch.device(where.device))
+        self.model = JointModel(own, around_block=self._around)
         if where.compiled:
             self.model.compile_blocks(dynamic=False)
             self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in net.transformer_blocks}
-        self.executors = {name: Executor(self.model, *self.texts, where.sharing) for name in names}
+        self.executors: dict[str, Any] = {name: Executor(self.model, *self.texts, where.sharing) for name in names}
         self.lanes = Lanes()
         for block in net.transformer_blocks:
             block.register_forward_hook(lambda *_: self.lanes.passed())
@@ -275,7 +232,10 @@ class Race:
     def _warm(self) -> float:
         """How far exact is from plain; on a GPU, whose first run is no measure, the sides run here before the race."""
         if self.where.on_gpu:
+            if self.where.graphs:
+                self.executors = {name: Recorder(each) for name, each in self.executors.items()}
             for name in self.cycles:
+                self._cycle(name)
                 self._cycle(name)
             if self.where.compiled:
                 self._plain_compiled()
@@ -338,7 +298,7 @@ def measured(generation: str, size: Size, where: Where, names: Sequence[str], se
     racing = time.monotonic()
     while not turns or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
         turns.append(race.turn())
-    if race.distance > TOLERANCE[str(where.dtype).removeprefix("torch.")]:
+    if where.storage == "full" and race.distance > TOLERANCE[str(where.dtype).removeprefix("torch.")]:
         raise SystemExit(f"the sides do not compute the same: {race.distance:.1e} apart")
     foretold = race.foretold(size)
     told: dict[str, Any] = {}
@@ -363,14 +323,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=540.0, help="for all; one turn of each takes place anyway")
     parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
     parser.add_argument("--compile", action="store_true", help="compiled blocks on both sides too")
+    parser.add_argument("--storage", choices=STORAGES, default="full")
+    parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     if given.device == "cpu":
         torch.set_num_threads(1)
-        if given.compile:
-            parser.error("--compile is for a GPU: on a CPU the sides change at every block")
+        if given.compile or given.graphs:
+            parser.error("--compile and --graphs are for a GPU: on a CPU the sides change at every block")
     size = replace(SMALL if given.scale == "small" else FULL, layers=given.layers)
-    where = Where(given.device, getattr(torch, given.dtype), Sharing(given.max_branches), given.compile)
+    how = Sharing(given.max_branches), given.compile, given.storage, given.graphs
+    where = Where(given.device, getattr(torch, given.dtype), *how)
     names = (*SETTINGS, "distilled_full") if given.full_identity else SETTINGS
     share, told = given.seconds / len(given.generations), dict[str, Any]()
     with torch.no_grad():
@@ -383,6 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "layers": given.layers,
         "max_branches": given.max_branches,
         "compiled": given.compile,
+        "storage": given.storage,
+        "graphs": given.graphs,
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }

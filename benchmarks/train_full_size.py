@@ -6,7 +6,9 @@
 The published recipe: rank 128 on the published layers, bfloat16, blocks computed again in the backward pass; 512 x 512,
 121 frames, a reference of 5 s. `plain` is the same step by diffusers' forward, PEFT and AdamW, batch 1, no masks.
 Seconds are the median of the steps after the first; peak bytes are what PyTorch handed out, beside what
-`idlora train --plan` foretells. `--scale tiny` is a few narrow blocks, to try the script on a CPU.
+`idlora train --plan` foretells. `--connectors` makes the text of every step from features by connectors of the
+published size, which wait in main memory and come block by block, as the trainer has it where the base is stored small;
+`--memory` caps what PyTorch may hand out. `--scale tiny` is a few narrow blocks, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -22,18 +24,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from plain import plain_loss
-from rehearsal import TINY
+from rehearsal import TINY, cap, tiny
 from torch import Tensor, nn
 
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.networks.adapter import new_adapter
 from idlora.networks.joint import TextContext
-from idlora.networks.packing import Storage, store_small
+from idlora.networks.packing import STORAGES, Storage, store_small
 from idlora.networks.published import Blueprint, all_sizes
+from idlora.networks.text import PromptEncoder, TextFeatures
+from idlora.pipeline import Components, Placement
+from idlora.pipeline.components import NETWORKS
+from idlora.pipeline.placement import Residence
 from idlora.training.identity.config import AdapterShape, Engine, Optimization, TrainingConfig
 from idlora.training.identity.module import TrainingModule
 from idlora.training.identity.optimizer import make_optimizer
@@ -56,6 +63,28 @@ def transformer_of(blueprint: Blueprint, device: torch.device) -> Any:
             return blueprint.build().to(torch.bfloat16)
     finally:
         torch.set_default_dtype(before)
+
+
+def connecting(given: argparse.Namespace, transformer: Any, device: torch.device) -> Callable[[int], TextContext]:
+    """The trainer's way from stored features of so many samples to what the transformer attends to."""
+    blueprint = all_sizes(given.generation)["connectors"]
+    if given.scale == "tiny":
+        blueprint = tiny(blueprint, given.generation)
+    connectors = transformer_of(blueprint, torch.device("cpu"))
+    others = dict.fromkeys(NETWORKS, nn.Identity())
+    parts: dict[str, Any] = {**others, "transformer": transformer, "connectors": connectors}
+    residence = Residence(Components(tokenizer=None, **parts), Placement("offload"), device)
+    residence.keep("transformer")
+    encoder, names = PromptEncoder(SimpleNamespace(), None, connectors), ("video_hidden_dim", "audio_hidden_dim")
+    config = connectors.config
+    widths = [config[name] if config.per_modality_projections else config.caption_channels for name in names]
+
+    def context(size: int) -> TextContext:
+        features = TextFeatures(*(torch.randn(size, TEXT, width).to(device, torch.bfloat16) for width in widths))
+        with torch.no_grad(), residence.at_work("connect"):
+            return encoder.attended(features, torch.ones(size, TEXT, device=device))
+
+    return context
 
 
 def batch_of(size: int, row: Row, config: Any, device: torch.device) -> TrainingBatch:
@@ -130,7 +159,7 @@ def trained(transformer: Any) -> dict[str, nn.Parameter]:
     return {name: each for name, each in transformer.named_parameters() if each.requires_grad}
 
 
-def ours(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Callable[[], Tensor]:
+def ours(transformer: Any, config: TrainingConfig, batches: Callable[[], TrainingBatch]) -> Callable[[], Tensor]:
     """The trainer's step."""
     new_adapter(transformer, config.adapter.rank).make_trainable()
     module = TrainingModule(transformer, config.objective, bf16=True).train()
@@ -139,10 +168,10 @@ def ours(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Call
         module.model.compile_blocks(dynamic=False)
     parameters = trained(transformer)
     optimizer = make_optimizer(parameters, config.optimization)
-    return optimised(parameters, optimizer, lambda: module(batch).total)
+    return optimised(parameters, optimizer, lambda: module(batches()).total)
 
 
-def plain(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Callable[[], Tensor]:
+def plain(transformer: Any, config: TrainingConfig, batches: Callable[[], TrainingBatch]) -> Callable[[], Tensor]:
     """The plain loop's step."""
     new_adapter(transformer, config.adapter.rank)
     for name, each in transformer.named_parameters():
@@ -152,7 +181,7 @@ def plain(transformer: Any, config: TrainingConfig, batch: TrainingBatch) -> Cal
     transformer.train()
     parameters = trained(transformer)
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=2e-4)
-    return optimised(parameters, optimizer, lambda: plain_loss(transformer, batch, torch.bfloat16))
+    return optimised(parameters, optimizer, lambda: plain_loss(transformer, batches(), torch.bfloat16))
 
 
 def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -> dict[str, Any]:
@@ -172,7 +201,14 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
     transformer = transformer_of(blueprint, device)
     store_small(transformer, storage, device)
     batch = batch_of(size, row, transformer.config, device)
-    step = (plain if way == "plain" else ours)(transformer, config, batch)
+    batches: Callable[[], TrainingBatch] = lambda: batch  # noqa: E731
+    if given.connectors:
+        context = connecting(given, transformer, device)
+        batches = lambda: replace(batch, context=context(size))  # noqa: E731
+    if given.memory and device.type == "cuda":
+        gc.collect()
+        cap(given.memory)
+    step = (plain if way == "plain" else ours)(transformer, config, batches)
     found = Meter(device).steps(step, given.steps)
     foretold = None if way == "plain" else resources(config, blueprint, row, TEXT).device_bytes
     return {
@@ -184,6 +220,8 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
         "storage": storage,
         "batch": size,
         "layers": given.layers or "all",
+        "connectors": given.connectors,
+        "memory": given.memory,
         **found,
         "foretold_bytes": foretold,
         "torch": torch.__version__,
@@ -193,12 +231,14 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("generation", choices=["2.0", "2.3", "2.5"])
-    parser.add_argument("--storage", choices=["full", "fp8", "int8", "nf4"], action="append")
+    parser.add_argument("--storage", choices=STORAGES, action="append")
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--steps", type=int, default=3, help="after the first")
     parser.add_argument("--plain", action="store_true", help="the plain loop too, batch 1, full weights")
     parser.add_argument("--compile", action="store_true", help="ours with compiled blocks too, full weights")
     parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published; times are then a part's")
+    parser.add_argument("--connectors", action="store_true", help="they make the text of every step")
+    parser.add_argument("--memory", default="", help="such as 24GB: a cap")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=["full", "tiny"], default="full")
     parser.add_argument("--out", type=Path, help="file that lines are added to")

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import tiny
 import tiny_pipeline
 from idlora.errors import SettingsError, WeightsError
+from idlora.networks import packing
 from idlora.networks.adapter import fuse_adapter, inject_adapter, new_adapter
 from idlora.networks.footprint import Footprint, weight_bytes
 from idlora.networks.joint import JointModel
@@ -26,7 +27,7 @@ from tiny_pipeline import CARD, PICTURE, PROMPT, SETTINGS, voice
 SMALL = STORAGES[1:]
 # Relative error of a Gaussian matrix: 2^-4 / sqrt 3 at most where e4m3 is normal; 2 / (127 sqrt 12) of the largest of a
 # row; nf4 after Dettmers et al. 2023.
-ERRORS = {"fp8": 0.037, "int8": 0.02, "nf4": 0.12}
+ERRORS = {"fp8": 0.037, "fp8-scaled": 0.037, "int8": 0.02, "nf4": 0.12}
 
 
 def layer(out: int = 48, wide: int = 33, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -45,8 +46,40 @@ def test_a_packed_layer_is_small_and_near(storage: Any, dtype: torch.dtype) -> N
     assert torch.equal(packed.bias, full.bias)
     x = torch.randn(5, 33, dtype=dtype)
     assert packed(x).dtype == dtype
-    exact = nn.functional.linear(x.float(), packed.unpacked(torch.float32), full.bias.float())
+    exact = nn.functional.linear(taken(x.float(), storage), packed.unpacked(torch.float32), full.bias.float())
     torch.testing.assert_close(packed(x).float(), exact, rtol=0.02, atol=0.02 if dtype == torch.bfloat16 else 1e-5)
+
+
+def taken(x: torch.Tensor, storage: Any) -> torch.Tensor:
+    """What a layer multiplies of what it is given (..., in): all, or what e4m3 keeps of it with a scale a token."""
+    if storage != "fp8-scaled":
+        return x
+    scale = x.detach().float().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 448
+    kept = ((x.detach().float() / scale).to(torch.float8_e4m3fn).to(x.dtype)) * scale.to(x.dtype)
+    return x + (kept - x).detach() if x.requires_grad else kept
+
+
+def test_products_in_eight_bits_take_any_scale_of_weights_and_tokens() -> None:
+    full = layer(32, 48)
+    x = torch.randn(2, 5, 48)
+    tokens, rows = torch.logspace(-12, 8, 10).reshape(2, 5, 1), torch.logspace(-6, 6, 32)
+    with torch.no_grad():
+        full.weight *= rows[:, None]
+        full.bias.zero_()
+        exact, found = (each(x * tokens) / tokens / rows for each in (full, PackedLinear(full, "fp8-scaled")))
+    error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert error.max() < 0.06
+    assert error.min() > 1e-2
+    assert torch.equal(PackedLinear(full, "fp8-scaled")(torch.zeros(1, 48)), torch.zeros(1, 32))
+
+
+def test_the_fp8_kernel_gives_what_its_emulation_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch has the kernel on a CPU too, where nothing is gained by it.
+    packed, x = PackedLinear(layer(32, 48, torch.bfloat16), "fp8-scaled"), torch.randn(2, 5, 48).bfloat16()
+    emulated = packed(x)
+    monkeypatch.setattr(packing, "_multiplies_fp8", lambda *_: True)
+    torch.testing.assert_close(packed(x), emulated, rtol=0.02, atol=0.02)
+    assert not torch.equal(packed(x), emulated)
 
 
 @pytest.mark.parametrize("storage", SMALL)
@@ -63,7 +96,7 @@ def test_storages_go_down_to_the_smallest() -> None:
     block = layer(64, 64, torch.bfloat16)
     sizes = [stored_bytes(block, storage) for storage in ("full", "fp8", "nf4")]
     assert sizes == sorted(sizes, reverse=True)
-    assert [smaller_storage(storage) for storage in STORAGES] == ["fp8", "nf4", "nf4", None]
+    assert [smaller_storage(storage) for storage in STORAGES] == ["fp8", "nf4", "nf4", "nf4", None]
 
 
 @pytest.mark.parametrize("storage", SMALL)
@@ -97,10 +130,10 @@ def test_clips_are_near_and_the_same_wherever_the_blocks_wait(storage: Any) -> N
 def test_eight_bits_are_nearer_than_four() -> None:
     exact = clip(pipeline(Placement())).video.astype(np.float64)
     errors = [np.abs(clip(pipeline(Placement(storage=s))).video - exact).mean() for s in SMALL]
-    assert max(errors[:2]) < errors[2]
+    assert max(errors[:-1]) < errors[-1]
 
 
-@pytest.mark.parametrize("storage", ["full", "fp8", "int8", "nf4"])
+@pytest.mark.parametrize("storage", STORAGES)
 def test_the_plan_knows_the_bytes_of_every_storage(storage: Any, tmp_path: Path) -> None:
     pipeline(Placement()).save_pretrained(tmp_path / "model")
     pipe = IDLoraPipeline.from_pretrained(tmp_path / "model", placement=Placement(storage=storage))
@@ -142,10 +175,11 @@ def test_another_dtype_of_the_network_leaves_the_packed_weight(storage: Any) -> 
 
 
 def rounded(packed: PackedLinear, dtype: torch.dtype, compute: torch.dtype) -> nn.Linear:
-    """A plain layer with the weight that a packed one computes with."""
+    """A plain layer with the weight that a packed one computes with, and its inputs rounded as there."""
     plain = nn.Linear(packed.in_features, packed.out_features, dtype=dtype)
     plain.weight.data = packed.unpacked(compute).to(dtype)
     plain.bias.data = packed.bias.data.clone()
+    plain.register_forward_pre_hook(lambda _, inputs: taken(inputs[0].to(compute), packed.storage))
     return plain.requires_grad_(requires_grad=False)
 
 

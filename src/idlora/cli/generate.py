@@ -130,7 +130,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
         placement=fitted_placement(values, parts, device),
     )
     pipe.text_cache = text_cache_of(values["text_cache"])
-    pipe.compiled = bool(values["compile"])
+    pipe.compiled, pipe.graphs = bool(values["compile"]), bool(values["graphs"])
     pipe.ranks = joined_ranks(os.environ, pipe.device)
     if values["distilled"] is not None:
         pipe.add_adapter("distilled", values["distilled"])

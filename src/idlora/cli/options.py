@@ -46,7 +46,7 @@ PLACEMENT = (
     Row(
         "--storage",
         str,
-        "Of the transformer: full; fp8, int8: eight bits; nf4: four; auto: as fits.",
+        "Of the transformer: full; fp8, int8: eight bits; fp8-scaled: products too; nf4: four; auto: as fits.",
         MODEL,
         default="full",
     ),
@@ -160,6 +160,7 @@ TABLE = (
     Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
     Row("--fuse/--keep-apart", bool, "Add adapters (not the distilled one) to the weights: faster steps.", MODEL),
     Row("--compile/--eager", bool, "Compile the blocks: a minute or more at first, then faster steps.", MODEL),
+    Row("--graphs/--no-graphs", bool, "Record steps as CUDA graphs: faster where Python is the brake.", MODEL),
     Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
     Row("--text-cache", str, "Folder that keeps encoded prompts, auto or off.", MODEL, default="auto"),

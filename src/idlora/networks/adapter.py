@@ -348,7 +348,7 @@ def fuse_adapter(
     check_adapter(transformer, weights)
     if any(isinstance(_linear(transformer, name), PackedLinear) for name in weights.layers):
         raise WeightsError(
-            "weights in fp8, int8 or nf4 cannot be added to; keep the adapter apart, or load them in full"
+            "weights in fp8, fp8-scaled, int8 or nf4 cannot be added to; keep the adapter apart, or load them in full"
         )
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     originals = {}

@@ -11,8 +11,9 @@ from idlora.core.guidance import X0, Guidance, Pass, deltas, guide
 from idlora.core.reference import without_reference
 from idlora.core.state import AVState
 from idlora.networks.executor import Executor, Sharing
+from idlora.networks.graphs import Recorder
 from idlora.networks.joint import JointModel, Prediction, TextContext
-from idlora.networks.ranks import Ranks
+from idlora.networks.ranks import Ranks, Run
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class GuidedDenoiser:
         sharing: how far passes go together.
         ranks: processes that they are shared out over; None = all of them run here.
         first_block: threshold of first-block caching, an approximation; 0 = none.
+        graphs: replay steps as CUDA graphs (`Recorder`).
     """
 
     model: JointModel
@@ -33,11 +35,16 @@ class GuidedDenoiser:
     sharing: Sharing = Sharing()
     ranks: Ranks | None = None
     first_block: float = 0.0
+    graphs: bool = False
 
     @cached_property
     def executor(self) -> Executor:
         """Runs the passes; it keeps what does not change from step to step."""
         return Executor(self.model, self.positive, self.negative, self.sharing, self.first_block)
+
+    @cached_property
+    def _run(self) -> Run:
+        return Recorder(self.executor) if self.graphs else self.executor
 
     @cached_property
     def _reused(self) -> dict[str, tuple[X0, int]]:
@@ -63,9 +70,9 @@ class GuidedDenoiser:
     def predict(self, state: AVState, sigma: float, plan: list[Pass]) -> dict[str, X0]:
         """x0 of every pass of the plan, unguided."""
         if self.ranks is None:
-            velocities = self.executor(state, sigma, plan)
+            velocities = self._run(state, sigma, plan)
         else:
-            velocities = self.ranks.predictions(self.executor, state, sigma, plan)
+            velocities = self.ranks.predictions(self._run, state, sigma, plan)
         return {run.name: _x0(state, sigma, velocities[run.name], run) for run in plan}
 
 

@@ -14,11 +14,14 @@ from torch.nn import functional as F
 
 from idlora.errors import SettingsError
 
-Storage = Literal["full", "fp8", "int8", "nf4"]
+Storage = Literal["full", "fp8", "fp8-scaled", "int8", "nf4"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 _NF4_BLOCK = 64  # weights that share a scale
 _INT8_STEPS = 127
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+_TILE = 16  # of the sizes that fp8 kernels take
+_FP8_CARDS = (8, 9)  # Ada; Hopper and Blackwell come after it
 
 
 def stored_small(block: Any) -> Iterator[tuple[str, nn.Linear]]:
@@ -40,6 +43,7 @@ def stored_bytes(layer: nn.Linear, storage: Storage) -> int:
     return {
         "full": count * size,
         "fp8": count,
+        "fp8-scaled": count + 4 * layer.out_features,
         "int8": count + 4 * layer.out_features,
         "nf4": -(-count // 2) + 4 * -(-count // _NF4_BLOCK),
     }[storage] + bias * size
@@ -58,6 +62,10 @@ class PackedLinear(nn.Linear):
     `fp8` rounds to e4m3, `int8` to 255 steps of each row, `nf4` to the 4-bit NormalFloat of Dettmers et al. 2023 with a
     scale for 64 weights; the last two are packed by bitsandbytes. The weight is unpacked for every use, forward and
     backward, and let go again. It is computed in the input's dtype, or in that of autocast where this is on.
+
+    `fp8-scaled` rounds to e4m3 with a scale for each row, and so it does with each token that comes in: in bfloat16, on
+    a GPU that multiplies e4m3 (Ada, Hopper and later), nothing is unpacked in the forward pass. Elsewhere the same
+    rounded numbers are multiplied in the input's dtype. Gradients go through the rounding as if there were none.
 
     Args:
         layer: what is packed; the bias is shared with it.
@@ -100,6 +108,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, form: _Form) -> Tensor:
+        if form.storage == "fp8-scaled" and scales is not None:
+            return _scaled_product(x, weight, scales, bias, form)
         return F.linear(x, _unpacked(weight, scales, form, x.dtype), bias)
 
     @staticmethod
@@ -112,6 +122,32 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, scales = ctx.saved_tensors
         return grad @ _unpacked(weight, scales, ctx.form, grad.dtype), None, None, None, None
+
+
+def _scaled_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
+    """Multiply x (..., in) by W^T and add b, all numbers in e4m3 with a scale for each token and each row of W."""
+    rounded, sizes = _scaled(x.flatten(0, -2))
+    product: Tensor
+    if _multiplies_fp8(x, weight):
+        weight, rows = weight.view(torch.float8_e4m3fn).t(), scales.view(torch.float32)[None]
+        kernel = torch._scaled_mm  # its public name came in PyTorch 2.10
+        product = kernel(rounded, weight, scale_a=sizes[:, None], scale_b=rows, bias=bias, out_dtype=x.dtype)
+    else:
+        kept = rounded.to(x.dtype).mul_(sizes.to(x.dtype)[:, None])
+        product = F.linear(kept, _unpacked(weight, scales, form, x.dtype), bias)
+    return product.view(*x.shape[:-1], -1)
+
+
+def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is a kernel for it: PyTorch's gives bfloat16 and takes sizes that tiles of 16 cover."""
+    fits = x.dtype == torch.bfloat16 and all(size % _TILE == 0 for size in weight.shape)
+    return fits and x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CARDS
+
+
+def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N, in) in e4m3 and their scales (N,) in float32: the largest number of each is the largest of e4m3."""
+    scales = (rows.abs().amax(1).float() / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return (rows.float() / scales[:, None]).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn), scales
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -127,6 +163,8 @@ def _unpacked(weight: Tensor, scales: Tensor | None, form: _Form, dtype: torch.d
     if scales is None:
         return weight.view(torch.float8_e4m3fn).to(dtype)
     scales = scales.view(torch.float32)
+    if form.storage == "fp8-scaled":
+        return weight.view(torch.float8_e4m3fn).to(dtype).mul_(scales.to(dtype)[:, None])
     if form.storage == "int8":
         return weight.to(dtype).mul_((scales / _INT8_STEPS).to(dtype)[:, None])
     library = _bitsandbytes()
@@ -139,6 +177,9 @@ def _packed(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor | None]:
     """A weight (out, in) in few bits, and its scales in float32 if it has any."""
     if storage == "fp8":
         return weight.to(torch.float8_e4m3fn).view(torch.uint8), None
+    if storage == "fp8-scaled":
+        values, scales = _scaled(weight)
+        return values.view(torch.uint8), scales
     if storage == "int8":
         values, scales, _ = _bitsandbytes().int8_vectorwise_quant(weight.to(_int8_input(weight.device)))
         return values, scales
@@ -184,5 +225,5 @@ def store_small(transformer: Any, storage: Storage, device: torch.device) -> Non
 
 def smaller_storage(storage: Storage) -> Storage | None:
     """The next storage that takes less; None after the smallest."""
-    smaller: dict[Storage, Storage] = {"full": "fp8", "fp8": "nf4", "int8": "nf4"}
+    smaller: dict[Storage, Storage] = {"full": "fp8", "fp8": "nf4", "fp8-scaled": "nf4", "int8": "nf4"}
     return smaller.get(storage)

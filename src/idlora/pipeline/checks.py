@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from idlora.errors import InputError, SettingsError
 from idlora.networks.adapter import IDENTITY
 from idlora.networks.stack import DISTILLED, AdapterStack
 from idlora.pipeline.generation import Codecs, grid_step, stages
+from idlora.pipeline.placement import Placement
 from idlora.pipeline.settings import Settings
 
 
@@ -25,6 +28,16 @@ def check_upscaler(settings: Settings, *, there: bool) -> None:
     """Refuse two stages without the spatial upscaler (SettingsError)."""
     if settings.refine.sigmas and not there:
         raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")
+
+
+def check_graphs(settings: Settings, placement: Placement, device: torch.device) -> None:
+    """Refuse recorded steps where there are none, or where steps are not alike (SettingsError)."""
+    if device.type != "cuda":
+        raise SettingsError(f"--graphs needs an NVIDIA GPU, and this runs on {device}; leave it out")
+    if placement.where == "stream":
+        raise SettingsError("recorded steps need all blocks on the GPU: --placement whole or offload, or no --graphs")
+    if settings.first_block_cache:
+        raise SettingsError("recorded steps cannot leave blocks out: --first-block-cache 0, or no --graphs")
 
 
 def check_adapters(settings: Settings, adapters: AdapterStack, *, distilled_weights: bool) -> None:

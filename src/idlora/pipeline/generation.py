@@ -196,6 +196,7 @@ class Sampling:
     callback: Callback | None = None
     sharing: Sharing = Sharing()
     ranks: Ranks | None = None
+    graphs: bool = False
 
 
 def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
@@ -205,8 +206,8 @@ def denoise(model: JointModel, state: AVState, texts: Texts, settings: Settings,
         Cancelled: the callback returned False.
         SettingsError: the guidance asks for something that the network does not have.
     """
-    shared, cached = (sampling.sharing, sampling.ranks), settings.first_block_cache
-    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, *shared, cached)
+    how = (sampling.sharing, sampling.ranks, settings.first_block_cache, sampling.graphs)
+    guided = GuidedDenoiser(model, texts.positive, texts.negative, settings.guidance, *how)
     if settings.sampler == "euler":
         return sample_euler(guided, state, sampling.sigmas, callback=sampling.callback)
     return sample_res2s(guided, state, sampling.sigmas, generators=sampling.generators, callback=sampling.callback)

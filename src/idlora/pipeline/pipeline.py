@@ -26,7 +26,7 @@ from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED
 from idlora.networks.text import PromptTokens
 from idlora.pipeline.card import ModelCard, defaults_for, published_card, read_card, write_card
-from idlora.pipeline.checks import check_adapters, check_size, check_upscaler
+from idlora.pipeline.checks import check_adapters, check_graphs, check_size, check_upscaler
 from idlora.pipeline.components import UPSAMPLER, Components, adapters_of, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
@@ -77,10 +77,11 @@ class IDLoraPipeline:
         origins: SHA-256 of the weights' files, for sidecars.
 
     Attributes:
-        text_cache: where encoded prompts are kept, so that the text encoder is loaded for new ones only; None by
-            default. Networks that came from no file never use it.
+        text_cache: keeps encoded prompts, so that new ones alone load the text encoder; None by default, and never
+            used by networks that came from no file.
         ranks: processes that share out the passes of a step, and all make the same clip; None by default.
-        compiled: compile the transformer's blocks: a minute or more when a kind of pass first runs, then faster steps.
+        compiled: compile the blocks: a minute or more when a kind of pass first runs, then faster steps.
+        graphs: record steps as CUDA graphs, which saves what launching kernels from Python costs.
 
     Raises:
         WeightsError: the adapter is one of another network.
@@ -102,7 +103,7 @@ class IDLoraPipeline:
         self.tokens = PromptTokens(components.tokenizer, self.card.max_text_tokens)
         self.residence = Residence(components, placement, self.device)
         self.text_cache: TextCache | None = None
-        self.compiled = False
+        self.compiled, self.graphs = False, False
         self.ranks: Ranks | None = None
         self.adapters = adapters_of(components)
         if adapter is not None:
@@ -142,8 +143,7 @@ class IDLoraPipeline:
             components = load_model(path, dtype, parts or Parts())
             generation = generation_of(components.config("transformer"))
             card = read_card(path, generation, distilled=is_distilled(generation, parts or Parts()))
-            if adapter_strength is not None:
-                card = replace(card, adapter_strength=adapter_strength)
+            card = card if adapter_strength is None else replace(card, adapter_strength=adapter_strength)
             file = Path(adapter) if adapter is not None else path / card.adapter if card.adapter else None
             weights = None if file is None else read_adapter(file)
             card = replace(card, adapter="" if file is None else file.name)
@@ -157,16 +157,15 @@ class IDLoraPipeline:
         """Add one more adapter beside the identity adapter.
 
         Args:
-            name: `distilled` is the one whose strength presets and settings decide stage by stage; any other name is a
-                style, which has its strength in every stage.
+            name: `distilled` has the strengths that settings name stage by stage; any other is a style, in every stage.
             file: in the published layout.
             strength: 1 = as trained.
 
         Raises:
             WeightsError: the file is missing or damaged, of another network, or there is one of that name.
         """
-        self.adapters.add(name, read_adapter(Path(file)), strength)
         before, added = self._origins, Path(file)
+        self.adapters.add(name, read_adapter(added), strength)
         self._origins = lambda: {**before(), added.name: sha256_of(added)}
         self.__dict__.pop("digests", None)
 
@@ -311,6 +310,8 @@ class IDLoraPipeline:
         check_size(settings, self.codecs)
         check_upscaler(settings, there=UPSAMPLER in self.components.names)
         check_adapters(settings, self.adapters, distilled_weights=self.card.distilled)
+        if self.graphs:
+            check_graphs(settings, self.residence.placement, self.device)
 
     def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
         """The encoded prompts of a batch; negative ones only if its guidance wants them."""
@@ -326,8 +327,7 @@ class IDLoraPipeline:
 
     def latents(self, batch: Sequence[Inputs], texts: Texts, meter: Meter, callback: Callback | None = None) -> AVState:
         """The clean tokens of a batch, by one stage or two."""
-        plans = stages(batch[0].settings)
-        generators = generators_for([inputs.settings.seed for inputs in batch])
+        plans, generators = stages(batch[0].settings), generators_for([inputs.settings.seed for inputs in batch])
         with self.residence.stage("prepare", meter):
             state = prepare(batch, plans[0], self.codecs, self.device)
         with self.residence.stage("denoise", meter):
@@ -344,7 +344,7 @@ class IDLoraPipeline:
 
     def _sampling(self, settings: Settings, generators: Generators, callback: Callback | None) -> Sampling:
         sigmas, sharing = schedule(settings, self.codecs.grid(settings)), self.residence.placement.sharing
-        return Sampling(sigmas, generators, callback, sharing, self.ranks)
+        return Sampling(sigmas, generators, callback, sharing, self.ranks, self.graphs)
 
     def _denoised(self, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
         """One stage; the identity adapter works only where the sound is made."""

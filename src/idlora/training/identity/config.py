@@ -175,7 +175,7 @@ class Engine:
         accumulate: such batches a step.
         precision: `bf16` keeps the base and multiplies in bfloat16; `mixed` keeps it in float32; `fp32` multiplies in
             float32 too. The adapter is always kept in float32.
-        storage: of the base's linear layers, as of `idlora generate`: full, fp8, int8 or nf4.
+        storage: of the base's linear layers, as of `idlora generate`: full, fp8, fp8-scaled, int8 or nf4.
         checkpointing: what of the blocks' inner results is computed again in the backward pass, where it is needed:
             `all`; `attention` is all but what attention to the video's tokens gave, which takes the longest; `none` is
             the fastest and takes far more memory.
