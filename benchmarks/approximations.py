@@ -13,8 +13,9 @@ are switched on.
 `products` is the share of the operations of five separate passes at the published size of LTX-2.3, 512 x 512 x 121,
 over 30 steps; nothing is timed here.
 
-`--judged N --out DIR` makes two clips of each of N unseen speakers in every way as well and judges them (`judged.py`):
-the change of similarity, word errors, lips and place and style against the exact way. `--only NAME ...` takes some.
+`--judged N --out DIR` makes clips of each of N unseen speakers in every way as well, two or `--prompts`, and judges
+them (`judged.py`): the change of similarity, word errors, lips, place and style against the exact way. `--only`
+takes some of them.
 """
 
 from __future__ import annotations
@@ -272,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--steps", type=int, default=None, help="the miniature's own number by default")
     parser.add_argument("--judged", type=int, default=0, metavar="N", help="speakers whose clips are judged, to 40")
+    parser.add_argument("--prompts", type=int, default=2, help="clips of each of them")
     parser.add_argument("--out", type=Path, default=Path("approximations"), help="folder of the scores of clips")
     parser.add_argument("--only", nargs="+", choices=[*SETTINGS, *CACHES], help="these settings alone")
     parser.add_argument("--json", action="store_true")
@@ -281,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.judged:
         pipe = IDLoraPipeline.from_pretrained("miniature")
         changes = {name: {**SETTINGS, **CACHES}[name] for name in names}
-        rows = judged(pipe, settings_of(pipe, given.steps), changes, given.judged, given.out)
+        rows = judged(pipe, settings_of(pipe, given.steps), changes, (given.judged, given.prompts), given.out)
         print(json.dumps(rows, indent=1) if given.json else "\n".join(judged_lines(rows)))
         return
     told = measured(given.clips, given.steps, names)

@@ -43,11 +43,14 @@ class Ways(Trials):
 
 
 def judged(
-    pipe: IDLoraPipeline, settings: Settings, changes: Mapping[str, Change], num_speakers: int, out: Path
+    pipe: IDLoraPipeline, settings: Settings, changes: Mapping[str, Change], people: tuple[int, int], out: Path
 ) -> dict[str, dict[str, list[float]]]:
-    """Of the exact way each measure, of the others its change against it: value and 95 % interval by speaker, n."""
-    steps = settings.num_inference_steps
-    extent = Extent("ways", num_speakers, prompts=2, steps=steps, scales=(1.0,), seconds=(3.0,), batch=10)
+    """Of the exact way each measure, of the others its change against it: value and 95 % interval by speaker, n.
+
+    `people` are how many speakers, and the clips of each.
+    """
+    (speakers, prompts), steps = people, settings.num_inference_steps
+    extent = Extent("ways", speakers, prompts=prompts, steps=steps, scales=(1.0,), seconds=(3.0,), batch=10)
     owner = Owner(pipe.digests, {name: judge for name, judge in offline_judges().items() if name != "onset"})
     trials = Ways.of(PipelineMaker(pipe), settings, extent, out, owner)
     trials = replace(trials, changes=changes, moved=lambda text: print(text, file=sys.stderr, flush=True))

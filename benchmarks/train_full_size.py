@@ -210,7 +210,7 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
         cap(given.memory)
     step = (plain if way == "plain" else ours)(transformer, config, batches)
     found = Meter(device).steps(step, given.steps)
-    foretold = None if way == "plain" else resources(config, blueprint, row, TEXT).device_bytes
+    foretold = None if way == "plain" or not given.foretell else resources(config, blueprint, row, TEXT).device_bytes
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published; times are then a part's")
     parser.add_argument("--connectors", action="store_true", help="they make the text of every step")
     parser.add_argument("--memory", default="", help="such as 24GB: a cap")
+    parser.add_argument("--foretell", action="store_true", help="also what the plan says, a minute of a CPU")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", choices=["full", "tiny"], default="full")
     parser.add_argument("--out", type=Path, help="file that lines are added to")

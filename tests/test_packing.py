@@ -82,6 +82,18 @@ def test_the_fp8_kernel_gives_what_its_emulation_gives(monkeypatch: pytest.Monke
     assert not torch.equal(packed(x), emulated)
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("storage", SMALL)
+def test_a_packed_layer_compiles_as_one_graph(storage: Any, autocast: bool) -> None:
+    packed, x = PackedLinear(layer(32, 48), storage), torch.randn(2, 5, 48, requires_grad=True)
+    compiled = torch.compile(packed, backend="eager", fullgraph=True)
+    with mixed(autocast):
+        expected, found = packed(x), compiled(x)
+    assert torch.equal(found, expected)
+    grads = [torch.autograd.grad(out.float().square().sum(), x)[0] for out in (expected, found)]
+    assert torch.equal(*grads)
+
+
 @pytest.mark.parametrize("storage", SMALL)
 def test_the_weights_of_nought_and_of_one_scale_come_back(storage: Any) -> None:
     full = layer()

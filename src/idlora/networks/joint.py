@@ -21,6 +21,7 @@ from idlora.core.guidance import Pass
 from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
 from idlora.networks.attention import Rotary, keeping_long
+from idlora.networks.autocast import autocast_dtype
 from idlora.networks.blocks import (
     BlockOptions,
     Modulation,
@@ -226,9 +227,7 @@ class JointModel:
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype attention runs in, whose lowest finite number masks a key."""
-        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self._dtype
+        return autocast_dtype(device.type) or self._dtype
 
     def block_options(self, audio: LatentState, run: Pass, index: int) -> BlockOptions:
         """How a pass departs from the plain forward in the block of that number."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from idlora.networks.autocast import autocast_dtype
+
 Map = Callable[..., Tensor]
 
 
@@ -222,7 +224,7 @@ def _through(layer: Any, gradient: Tensor, x: Tensor) -> Tensor:
 def arithmetic_of(tensor: Any) -> Callable[[], AbstractContextManager[Any]]:
     """What makes the autocast context that is on now, without its cache of casts, which would keep them."""
     kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind):
+    if kind == "meta":
         return nullcontext
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return lambda: torch.autocast(kind, dtype, enabled, cache_enabled=False)
+    dtype = autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype, enabled=dtype is not None, cache_enabled=False)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from idlora.errors import SettingsError
+from idlora.networks.autocast import autocast_dtype
 
 Storage = Literal["full", "fp8", "fp8-scaled", "int8", "nf4"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
@@ -152,10 +153,7 @@ def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """What F.linear would compute in; autograd functions are not subject to autocast."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    return autocast_dtype(x.device.type) or x.dtype
 
 
 def _unpacked(weight: Tensor, scales: Tensor | None, form: _Form, dtype: torch.dtype) -> Tensor:
@@ -167,9 +165,8 @@ def _unpacked(weight: Tensor, scales: Tensor | None, form: _Form, dtype: torch.d
         return weight.view(torch.float8_e4m3fn).to(dtype).mul_(scales.to(dtype)[:, None])
     if form.storage == "int8":
         return weight.to(dtype).mul_((scales / _INT8_STEPS).to(dtype)[:, None])
-    library = _bitsandbytes()
-    state = library.QuantState(scales, form.shape, blocksize=_NF4_BLOCK, quant_type="nf4", dtype=dtype)
-    unpacked: Tensor = library.dequantize_4bit(weight, state)
+    # Its operator, which compiled code takes; the library is there, for it packed the weight.
+    unpacked: Tensor = torch.ops.bitsandbytes.dequantize_4bit(weight, scales, _NF4_BLOCK, "nf4", form.shape, dtype)
     return unpacked
 
 
