@@ -12,6 +12,7 @@ import tiny_pipeline
 from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.networks.footprint import weight_bytes
 from idlora.networks.streaming import BlockStream, Guest
+from idlora.networks.text import PromptEncoder
 from idlora.pipeline import IDLoraPipeline, Placement, Refinement, Result
 from tiny_pipeline import CARD, PICTURE, PROMPT, settings, voice
 
@@ -69,6 +70,33 @@ def test_at_most_two_blocks_are_there_at_a_time() -> None:
                 assert away == stream.present
     stream.close()
     assert [block.weight.data_ptr() for block in blocks] == homes
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_only_what_is_called_of_the_connectors_comes(generation: str) -> None:
+    pipe = pipeline(generation, Placement("offload"))
+    connectors, seen = pipe.components.connectors, dict[str, list[int]]()
+    layers = {name: module for name, module in connectors.named_children() if isinstance(module, nn.Linear)}
+    homes = {name: layer.weight.data_ptr() for name, layer in layers.items()}
+    hidden = torch.randn(1, 8, connectors.config.caption_channels, connectors.config.text_proj_in_factor)
+    encoder, mask = PromptEncoder(pipe.components.tokenizer, None, connectors), torch.ones(1, 8)
+    for part in (connectors.video_connector, connectors.audio_connector, *layers.values()):
+        part.register_forward_hook(
+            lambda *_: seen.setdefault("away", []).append(
+                sum(layer.weight.data_ptr() != homes[name] for name, layer in layers.items())
+            )
+        )
+    with torch.no_grad():
+        with pipe.residence.at_work("connect"):
+            features = encoder.features(hidden, mask)
+        assert seen.pop("away") == [1] * len(layers)
+        with pipe.residence.at_work("connect"):
+            attended = encoder.attended(features, mask)
+        assert seen.pop("away") == [0, 0]
+        expected = PromptEncoder(
+            pipe.components.tokenizer, None, pipeline(generation, Placement()).components.connectors
+        )
+        torch.testing.assert_close(attended.video, expected.connected(hidden, mask).video, rtol=0, atol=0)
 
 
 def test_a_block_that_fails_goes_home() -> None:

@@ -104,7 +104,7 @@ class LogMel(nn.Module):
                 f"{waveform.shape[-1]} samples are too few for a spectrogram; more than {self.config.n_fft // 2} are "
                 "needed"
             )
-        window, filters = _tables(self.config, waveform.device)
+        window, filters = self.tables(waveform.device)
         spectrum = torch.stft(
             waveform.float().flatten(0, 1),  # (B * C, N)
             self.config.n_fft,
@@ -116,6 +116,10 @@ class LogMel(nn.Module):
         )
         mel: Tensor = (filters @ spectrum.abs()).unflatten(0, waveform.shape[:2]).mT  # (B, C, T, M)
         return mel.clamp(min=self.config.floor).log()
+
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Window (n_fft,) and filters (num_bins, n_fft // 2 + 1) on a device, which the process keeps."""
+        return _tables(self.config, device)
 
 
 # Not buffers of the module, which a model cast to half precision would round.

@@ -86,14 +86,19 @@ class Placement:
 WHOLE = Placement()
 
 
-def blocks_of(name: str, module: Any) -> list[nn.Module]:
-    """The long list of blocks of a network that can be streamed."""
+_PROJECTIONS = ("text_proj_in", "video_text_proj_in", "audio_text_proj_in")  # of connectors: one or two of them
+
+
+def series_of(name: str, module: Any) -> list[list[nn.Module]]:
+    """What of a network can come for its own calls alone: the long list of blocks, then large layers before them."""
     if name == "transformer":
-        return list(module.transformer_blocks)
+        return [list(module.transformer_blocks)]
     if name == "connectors":
-        return [*module.video_connector.transformer_blocks, *module.audio_connector.transformer_blocks]
+        projections = (getattr(module, name, None) for name in _PROJECTIONS)
+        blocks = [*module.video_connector.transformer_blocks, *module.audio_connector.transformer_blocks]
+        return [blocks, *([each] for each in projections if each is not None)]
     language = getattr(module.base_model, "language_model", module.base_model)
-    return list(language.layers)
+    return [list(language.layers), [language.embed_tokens]]
 
 
 @contextmanager
@@ -129,7 +134,7 @@ class Residence:
         self.placement = placement
         self._kept: set[str] = set()
         self._guests: dict[str, Guest] = {}
-        self._streams: dict[str, BlockStream] = {}
+        self._streams: dict[str, list[BlockStream]] = {}
         components.on_arrival(self._receive)
 
     def keep(self, name: str) -> None:
@@ -183,15 +188,16 @@ class Residence:
 
     def around_block(self, block: nn.Module) -> AbstractContextManager[None]:
         """One block of the transformer is on the device inside this context."""
-        stream = self._streams.get("transformer")
-        return nullcontext() if stream is None else stream.at(block)
+        streams = self._streams.get("transformer")
+        return streams[0].at(block) if streams else nullcontext()
 
     @contextmanager
     def _visit(self, name: str, module: Any) -> Iterator[None]:
-        """One network on the device: whole, or all of it but its blocks, which come one by one."""
-        streams = name in STREAMED[self.placement.where]
-        self._settle(name, module, blocks_of(name, module) if streams else [])
-        hooks = _hooked(blocks_of(name, module), self._streams[name]) if streams and name != "transformer" else []
+        """One network on the device: whole, or all of it but its blocks and large layers, which come one by one."""
+        series = series_of(name, module) if name in STREAMED[self.placement.where] else []
+        self._settle(name, module, series)
+        called = zip(series, self._streams.get(name, ()), strict=True) if name != "transformer" else ()
+        hooks = [hook for blocks, stream in called for hook in _hooked(blocks, stream)]
         self._guests[name].fetch()
         try:
             yield
@@ -199,19 +205,19 @@ class Residence:
             for hook in hooks:
                 hook.remove()
             self._guests[name].drop()
-            if name in self._streams:
-                self._streams[name].close()
+            for stream in self._streams.get(name, ()):
+                stream.close()
 
-    def _settle(self, name: str, module: Any, blocks: list[nn.Module]) -> None:
+    def _settle(self, name: str, module: Any, series: list[list[nn.Module]]) -> None:
         """Give the weights their home, anew if there are others than before (an adapter may have come)."""
-        streamed = frozenset(id(tensor) for block in blocks for tensor in tensors_of(block))
+        streamed = frozenset(id(tensor) for blocks in series for block in blocks for tensor in tensors_of(block))
         kept = [tensor for tensor in tensors_of(module) if id(tensor) not in streamed]
         settled = name in self._guests and self._guests[name].names == frozenset(map(id, kept))
-        if settled and (not blocks or self._streams[name].names == streamed):
+        there = frozenset().union(*(stream.names for stream in self._streams.get(name, ())))
+        if settled and there == streamed:
             return
         self._guests[name] = Guest(kept, self._device)
-        if blocks:
-            self._streams[name] = BlockStream(blocks, self._device)
+        self._streams[name] = [BlockStream(blocks, self._device) for blocks in series]
 
 
 def _hooked(blocks: list[nn.Module], stream: BlockStream) -> list[Any]:

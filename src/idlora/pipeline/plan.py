@@ -32,7 +32,7 @@ from idlora.pipeline.generation import decoded, stages
 from idlora.pipeline.inputs import Request, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.pipeline import IDLoraPipeline
-from idlora.pipeline.placement import STAGES, STREAMED, Placement, Where, blocks_of
+from idlora.pipeline.placement import STAGES, STREAMED, Placement, Where, series_of
 from idlora.pipeline.settings import Settings
 from idlora.pipeline.texts import READERS, Texts
 
@@ -51,8 +51,9 @@ class Weights:
 
     Attributes:
         parameters: their number.
-        rest: bytes of all but the blocks.
+        rest: bytes of all but the blocks and what comes apart.
         blocks: bytes of each block, in the order in which they work; none if it cannot be streamed.
+        apart: bytes of each large layer that works before the blocks.
         saved: what each smaller storage saves of a block.
         widest: its widest linear layer, which is there in full for a moment.
     """
@@ -60,6 +61,7 @@ class Weights:
     parameters: int
     rest: int
     blocks: tuple[int, ...] = ()
+    apart: tuple[int, ...] = ()
     saved: Mapping[Storage, int] = field(default_factory=dict)
     widest: int = 0
 
@@ -68,7 +70,9 @@ class Weights:
         saved = self.saved.get(storage, 0)
         blocks = [block - saved for block in self.blocks]
         pairs = [sum(pair) for pair in pairwise((*blocks, *blocks[:1]))]
-        return self.rest + (max(pairs, default=0) if streamed else sum(blocks)) + (self.widest if saved else 0)
+        pairs += [layer + blocks[0] for layer in self.apart]  # the first block is on its way already
+        at_once = max(pairs, default=0) if streamed else sum((*blocks, *self.apart))
+        return self.rest + at_once + (self.widest if saved else 0)
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ def _simulated(pipe: IDLoraPipeline, settings: Settings, max_text_tokens: int) -
     """Bytes of all but the weights at the peak of every stage."""
     inputs = read_inputs(Request("[VISUAL] a face [SPEECH] word", settings, _picture(), _voice(settings)))
     texts = [torch.full((1, max_text_tokens), each) for each in range(1 + any(settings.guidance.text.weights()))]
+    pipe.codecs.audio.mel.tables(META)  # else only the process's first plan would count them
     with Footprint(pipe.components.modules().values()) as footprint:
         meter = FootprintMeter(footprint)
         contexts = pipe.reader.contexts([(ids, torch.ones_like(ids)) for ids in texts], meter)
@@ -312,10 +317,10 @@ def weights_of(name: str, module: Any, num_blocks: int) -> Weights:
     total, parameters = weight_bytes(module), sum(each.numel() for each in module.parameters())
     if name not in STREAMED["stream"]:
         return Weights(parameters, total)
-    blocks = blocks_of(name, module)
-    sizes = tuple(weight_bytes(block) for block in blocks)
+    blocks, *others = series_of(name, module)
+    sizes, apart = (tuple(map(weight_bytes, each)) for each in (blocks, [layer for each in others for layer in each]))
     if name != "transformer":
-        return Weights(parameters, total - sum(sizes), sizes)
+        return Weights(parameters, total - sum(sizes) - sum(apart), sizes, apart)
     layers = [layer for _, layer in stored_small(blocks[0])]
     sizes_in = {storage: [stored_bytes(layer, storage) for layer in layers] for storage in STORAGES}
     return Weights(
