@@ -57,7 +57,7 @@ def judged(
     arms = {name: replace(HARD, name=name, onset=False) for name in (EXACT, *changes)}
     told: dict[str, dict[str, list[float]]] = {}
     for name, arm in arms.items():
-        trials.run(arm)
+        trials.run(trials.missing(arm))
         told[name] = _row(trials, arm, None if name == EXACT else arms[EXACT])
     return told
 

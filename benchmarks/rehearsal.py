@@ -143,6 +143,7 @@ def pipeline(blueprints: Mapping[str, Blueprint], device: str, dtype: torch.dtyp
     weights = random_weights(adapter.weights())
     adapter.remove()
     pipe.adapters.add(IDENTITY, weights)
+    print("ready", time.strftime("%X"), file=sys.stderr, flush=True)
     return pipe
 
 
@@ -187,7 +188,7 @@ def cap(memory: str) -> None:
 
 
 class Clock:
-    """A callback that takes the time of every step."""
+    """A callback that takes the time of every step, and tells it."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu, self._times = device.startswith("cuda"), list[tuple[int, float]]()
@@ -197,6 +198,7 @@ class Clock:
         if self._on_gpu:
             torch.cuda.synchronize()
         self._times.append((step.number, time.perf_counter()))
+        print(f"step {step.number + 1} of {step.num_steps} begins", time.strftime("%X"), file=sys.stderr, flush=True)
 
     def seconds(self) -> list[float]:
         """From one step to the next; the last step of a stage has no next."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from idlora.evaluation.reproduction import ablations, arms, run
 from idlora.evaluation.reproduction.ablations import ABLATIONS, ADAPTERS, RECIPE, Ablation, Workshop
 from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, FULL, HARD, QUICK, STRUCK, Arm, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
+from idlora.evaluation.reproduction.crew import Crew
 from idlora.evaluation.reproduction.findings import (
     NOT_REPRODUCED,
     REPRODUCED,
@@ -37,6 +40,7 @@ from idlora.evaluation.reproduction.makers import PipelineMaker
 from idlora.evaluation.reproduction.run import Laboratory, reproduce
 from idlora.evaluation.reproduction.scores import slope_of
 from idlora.evaluation.reproduction.strikes import struck_by_picture, struck_by_sound
+from idlora.evaluation.reproduction.studio import Studio
 from idlora.evaluation.reproduction.trials import Owner
 from idlora.evaluation.statistics import Estimate
 from idlora.evaluation.store import Values
@@ -54,12 +58,16 @@ class FakeMaker:
 
     broken: tuple[int, ...] = ()
     stops_at: str = ""
+    deaths: Path | None = None  # a file that counts how often making the cascade has ended its process; twice at most
     made: list[str] = field(default_factory=list)
 
     def make(self, arm: Arm, requests: Sequence[Request], adapter: Path | None = None) -> list[Footage]:
         assert (adapter is None) == (arm.adapter == "")
         if arm.name == self.stops_at:
             raise KeyboardInterrupt
+        if arm.name == "cascade" and self.deaths is not None and len(self.deaths.read_bytes()) < 3:
+            self.deaths.open("ab").write(b"x")
+            os._exit(1)
         if any(request.settings.seed in self.broken for request in requests):
             raise InputError("this clip is broken")
         self.made += [arm.name] * len(requests)
@@ -176,6 +184,28 @@ def test_an_interrupted_call_leaves_whole_files_and_the_next_goes_on(whole: Path
     reproduce(lab(maker), TINY, tmp_path)
     assert "hard" not in maker.made
     assert [{**row, "command": ""} for row in rows_in(tmp_path)] == [{**row, "command": ""} for row in rows_in(whole)]
+
+
+def opened(deaths: Path | None) -> Studio:
+    """Of a process of a crew."""
+    return Studio(FakeMaker(deaths=deaths), Settings(), TINY, {"speaker": LevelJudge()})
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("before", [2, 0], ids=["dies once", "dies each time"])
+def test_a_crew_finds_the_same_and_loses_only_what_kills(whole: Path, tmp_path: Path, before: int) -> None:
+    deaths, told = tmp_path / "deaths", list[str]()
+    deaths.write_bytes(b"x" * before)
+    out = tmp_path / "out"
+    reproduce(lab(FakeMaker(broken=tuple(range(1000)))), TINY, out, told.append, Crew(partial(opened, deaths), 2))
+    lost = {row["claim"] for row in rows_in(out) if before == 0 and "cascade" in row["measure"]}
+    assert bool(lost) == (before == 0)
+    kept = [[row for row in rows_in(folder) if row["claim"] not in lost] for folder in (out, whole)]
+    assert [{**row, "command": ""} for row in kept[0]] == [{**row, "command": ""} for row in kept[1]]
+    assert ("its process died each time" in (out / "results.md").read_text(encoding="utf-8")) == (before == 0)
+    again = FakeMaker()
+    reproduce(lab(again), TINY, out)
+    assert again.made == (["cascade"] * 5 if before == 0 else [])
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from idlora.cli.generate import quieten
+
+_MOST_WORKERS = 8  # each holds the model and the judges
 
 
 def reproduce(
@@ -22,16 +26,23 @@ def reproduce(
     latents: Annotated[
         Path | None, typer.Option(help="Encoded pairs of the world for training; without, they are made.")
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes side by side; 0: as many as processors, to 8."),
+    ] = 0,
     model: Annotated[str, typer.Option(help="`miniature` or a model folder of its kind.")] = "miniature",
 ) -> None:
     """Measure every claim of the paper that can be; a second call goes on where the first stopped."""
     quieten()
+    from idlora.evaluation.reproduction.crew import Crew
     from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, UNTESTABLE
-    from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce
+    from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce, studio_of
     from idlora.pipeline import IDLoraPipeline
 
-    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
-    found = reproduce(lab, extent_of(quick=quick), out, lambda text: print(text, file=sys.stderr, flush=True))
+    lab, extent = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents), extent_of(quick=quick)
+    workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    crew = Crew(partial(studio_of, model, latents, extent, out), workers) if workers > 1 else None
+    found = reproduce(lab, extent, out, lambda text: print(text, file=sys.stderr, flush=True), crew)
     for row in found:
         if row.n:
             ends = "" if row.interval is None else f" ({row.interval[0]:.3f} to {row.interval[1]:.3f})"

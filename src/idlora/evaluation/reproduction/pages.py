@@ -12,7 +12,7 @@ from idlora.evaluation.figures import Plot
 from idlora.evaluation.laboratory.tables import Sheet
 from idlora.evaluation.reproduction.arms import Extent
 from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, RULE, UNTESTABLE, Finding
-from idlora.evaluation.reproduction.trials import Fault
+from idlora.evaluation.reproduction.studio import Fault
 from idlora.files import write_bytes, write_text
 
 RESULTS, PAGE, PLOTS = "results.json", "results.md", "plots"

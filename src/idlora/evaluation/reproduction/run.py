@@ -18,10 +18,12 @@ from idlora.evaluation.reproduction.ablations import Trained, Workshop
 from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
 from idlora.evaluation.reproduction.claims import Row, rows_of
+from idlora.evaluation.reproduction.crew import Crew, tasks_of
 from idlora.evaluation.reproduction.curves import drawings
 from idlora.evaluation.reproduction.findings import Finding, judged, uncontrolled, untestable
 from idlora.evaluation.reproduction.makers import Maker, PipelineMaker
 from idlora.evaluation.reproduction.pages import PLOTS, write_page, write_plots, write_rows
+from idlora.evaluation.reproduction.studio import Studio
 from idlora.evaluation.reproduction.training_rows import training_rows
 from idlora.evaluation.reproduction.trials import Owner, Trials, offline_judges
 from idlora.pipeline import IDLoraPipeline, Settings
@@ -55,11 +57,19 @@ def extent_of(*, quick: bool) -> Extent:
     return QUICK if quick else FULL
 
 
-def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda _: None) -> list[Finding]:
+def studio_of(model: str, latents: Path | None, extent: Extent, out: Path) -> Studio:
+    """That of a model, for one process of a crew."""
+    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
+    return Studio(lab.maker, lab.shipped, extent, lab.owner.judges, lab.adapters(out))
+
+
+def reproduce(
+    lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda _: None, crew: Crew | None = None
+) -> list[Finding]:
     """Measure every claim and write `results.json`, `results.md` and `plots/`; both files are whole after every row.
 
     Scores are kept in `scores.jsonl` by what made the clip, so that a second call, after an interruption or with more
-    speakers, makes only what is new.
+    speakers, makes only what is new. A crew makes clips side by side, but for those with adapters yet to be trained.
 
     Raises:
         SettingsError: matplotlib or a judge's package is missing, or the folder holds scores of another model.
@@ -77,7 +87,7 @@ def reproduce(lab: Laboratory, extent: Extent, out: Path, moved: Notice = lambda
     measured: list[Finding] = []
     beyond = out_of_reach()
     began = time.process_time()
-    for row in _rows(extent):
+    for row in _rows(extent) if crew is None else crew.through(trials, _rows(extent)):
         if extent.trains:
             _train(lab, trials, row, out)
         measured.append(_finding(trials, row, command))
@@ -105,12 +115,7 @@ def _train(lab: Laboratory, trials: Trials, row: Row, out: Path) -> None:
 
 
 def _finding(trials: Trials, row: Row, command: str) -> Finding:
-    for arm in row.arms:
-        if trials.has(arm.adapter):
-            trials.run(arm)
-    for adapter in row.held_out:
-        if trials.has(adapter):
-            trials.run_held_out(adapter)
+    trials.run(tasks_of(trials, row))
     measured, remark = row.measured(trials), row.remark
     if missing := [key for key in row.adapters if not trials.has(key)]:
         told = f"without {', '.join(missing)}, not trained yet; the command trains them where --quick is left out"

@@ -11,7 +11,8 @@ import numpy as np
 from idlora.evaluation.comparisons import wide_level
 from idlora.evaluation.reproduction.arms import CLEAR, Arm, asked
 from idlora.evaluation.reproduction.findings import Measured, Score
-from idlora.evaluation.reproduction.trials import Place, Trials
+from idlora.evaluation.reproduction.studio import Place
+from idlora.evaluation.reproduction.trials import Trials
 from idlora.evaluation.statistics import Draw, bootstrap
 from idlora.evaluation.store import Values
 
