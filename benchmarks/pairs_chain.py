@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pairs_truth import corpus_name
 
 from idlora.data.manifest import read_manifest
 from idlora.data.media import read_video, write_png
@@ -32,20 +33,21 @@ def run(*words: object) -> None:
     subprocess.run([*COMMAND, *map(str, words)], check=True, stdout=sys.stderr)  # noqa: S603 - our own
 
 
-def mined(work: Path, speakers: int) -> Path:
+def mined(work: Path, speakers: int, first: int) -> Path:
     """The folder of mined pairs."""
     script = Path(__file__).with_name("pairs_truth.py")
-    command = [sys.executable, str(script), "--json", "--work", str(work), "--speakers", str(speakers)]
+    people = ["--speakers", str(speakers), "--first", str(first)]
+    command = [sys.executable, str(script), "--json", "--work", str(work), *people]
     subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603 - our own
-    return work / f"mined-{speakers}-3-2-speaker-world"
+    return work / f"mined-{corpus_name(speakers, 3, 2, first)}-speaker-world"
 
 
-def trained(folder: Path, work: Path, steps: int) -> Path:
+def trained(folder: Path, steps: int) -> Path:
     """An adapter trained on the training pairs of a folder."""
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     own = folder / "chain-train.jsonl"
     own.write_text("".join(json.dumps(line) + "\n" for line in lines if line["split"] == "train"))
-    latents, out = work / "chain-latents", work / f"chain-run-{steps}"
+    latents, out = folder / "chain-latents", folder / f"chain-run-{steps}"
     run("precompute", own, latents, "--store", "float16")
     given = {"steps": steps, "engine.batch": 8, "optimization.warmup": 20, "watching.validate_every": 0}
     options = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
@@ -96,12 +98,13 @@ def _difference(scores: dict[str, dict[str, list[float]]], judge: str, speakers:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speakers", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first speaker")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--work", type=Path, default=Path("runs/pairs-truth"))
     arguments = parser.parse_args()
-    folder = mined(arguments.work, arguments.speakers)
-    adapter = trained(folder, arguments.work, arguments.steps)
+    folder = mined(arguments.work, arguments.speakers, arguments.first)
+    adapter = trained(folder, arguments.steps)
     print(json.dumps({"steps": arguments.steps, **compared(folder, adapter, arguments.clips)}, indent=1))
 
 

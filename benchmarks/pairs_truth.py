@@ -196,9 +196,15 @@ def stages(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def corpus_name(speakers: int, files: int, talks: int, first: int) -> str:
+    """Of the folders of a corpus."""
+    return f"{speakers}-{files}-{talks}" + (f"-from-{first}" if first else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speakers", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first speaker: others are other people")
     parser.add_argument("--files", type=int, default=3)
     parser.add_argument("--talks", type=int, default=2, help="usable shots of a file, of two sentences each")
     parser.add_argument("--conversations", type=int, default=5)
@@ -209,21 +215,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     began = time.time()
-    recordings = draw_recordings(arguments.speakers, arguments.files, arguments.talks)
-    recordings += draw_conversations(arguments.speakers, arguments.conversations)
-    videos = arguments.work / f"videos-{arguments.speakers}-{arguments.files}-{arguments.talks}"
+    recordings = draw_recordings(arguments.speakers, arguments.files, arguments.talks, arguments.first)
+    recordings += draw_conversations(arguments.speakers, arguments.conversations, arguments.first)
+    name = corpus_name(arguments.speakers, arguments.files, arguments.talks, arguments.first)
+    videos = arguments.work / f"videos-{name}"
     videos.mkdir(parents=True, exist_ok=True)
     for _ in write_recordings(recordings, videos, arguments.workers):
         pass
     drawn = time.time()
-    out = arguments.work / f"{videos.name.replace('videos', 'mined')}-{arguments.encoder}{'-clean' * arguments.clean}"
+    out = arguments.work / f"mined-{name}-{arguments.encoder}{'-clean' * arguments.clean}"
     mined = mine(find_sources(videos), Workshop(out, arguments.workers, notice=notice), settings(arguments))
     ended = time.time()
     write_report(out, mined)
     truth = truth_of(recordings)
     names = {row["file"]: Path(row["path"]).name for row in mined.tables["files"].rows}
     told = {**pairs(mined, truth, names), **links(mined, truth, names), **stages(mined, truth, names)}
-    told |= {"speakers": arguments.speakers, "files": len(names), "encoder": arguments.encoder}
+    told |= {"speakers": arguments.speakers, "first": arguments.first}
+    told |= {"files": len(names), "encoder": arguments.encoder}
     told["seconds"] = {
         "drawing": round(drawn - began),
         "mining": round(ended - drawn),

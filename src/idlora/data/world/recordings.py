@@ -143,38 +143,40 @@ def _told(shot: Shot, start: float, end: float) -> dict[str, Any]:
     return {"start": start, "end": end, "kind": shot.kind, "speaker": who, "style": shot.style, "words": words}
 
 
-def draw_recordings(num_speakers: int, files: int = 3, talks: int = 2) -> list[Recording]:
+def draw_recordings(num_speakers: int, files: int = 3, talks: int = 2, first: int = 0) -> list[Recording]:
     """Files of every speaker: all but the last in one place, the last in another, where there are two or more.
 
     Args:
         num_speakers: how many; each is the guest of others now and then.
         files: of each.
         talks: usable shots of each file.
+        first: number of the first speaker; other numbers are other people with other recordings.
     """
     found = []
-    for speaker in range(num_speakers):
+    for speaker in range(first, first + num_speakers):
         rng = np.random.default_rng([_SEED, 1, speaker])
         here, there = (str(place) for place in rng.choice(PLACES, 2, replace=False))
         for number in range(files):
             place = there if number and number == files - 1 else here
-            shots = _draw_shots(rng, speaker, num_speakers, talks, place)
+            shots = _draw_shots(rng, speaker, range(first, first + num_speakers), talks, place)
             found.append(Recording(f"{speaker:04d}-{number}", place, shots, int(rng.integers(2**31))))
     return found
 
 
-def _draw_shots(rng: np.random.Generator, speaker: int, num_speakers: int, talks: int, place: str) -> tuple[Shot, ...]:
+def _draw_shots(rng: np.random.Generator, speaker: int, people: range, talks: int, place: str) -> tuple[Shot, ...]:
     """Usable shots with others between them; every cut shows another picture."""
     face, shots = int(rng.integers(2**31)), []
     for number in range(talks):
         if number:
-            shots.append(_between(rng, speaker, num_speakers, place))
+            shots.append(_between(rng, speaker, people, place))
         shots.append(Shot(TALK, speaker, _phrases(rng, 2), _style(rng), face, place))
     return tuple(shots)
 
 
-def _between(rng: np.random.Generator, speaker: int, num_speakers: int, place: str) -> Shot:
+def _between(rng: np.random.Generator, speaker: int, people: range, place: str) -> Shot:
     kind = str(rng.choice(_BETWEEN, p=_SHARES))
-    who = int((speaker + 1 + rng.integers(max(1, num_speakers - 1))) % num_speakers) if kind == INTERVIEW else speaker
+    further = 1 + int(rng.integers(max(1, len(people) - 1))) if kind == INTERVIEW else 0
+    who = people[(people.index(speaker) + further) % len(people)]
     style = "whispered" if kind == WHISPER else _style(rng)
     silent = kind == SCENERY
     seen = str(rng.choice([other for other in PLACES if other != place])) if kind == SCENERY else place
@@ -182,12 +184,12 @@ def _between(rng: np.random.Generator, speaker: int, num_speakers: int, place: s
     return Shot(kind, -1 if silent else who, phrases, style, int(rng.integers(2**31)), seen)
 
 
-def draw_conversations(num_speakers: int, count: int) -> list[Recording]:
-    """Files with two people side by side all the time, of whom one speaks."""
+def draw_conversations(num_speakers: int, count: int, first: int = 0) -> list[Recording]:
+    """Files with two people side by side all the time, of whom one speaks; `first` as of `draw_recordings`."""
     found = []
-    for number in range(count):
+    for number in range(first, first + count):
         rng = np.random.default_rng([_SEED, 2, number])
-        place, speaker = str(rng.choice(PLACES)), int(rng.integers(num_speakers))
+        place, speaker = str(rng.choice(PLACES)), first + int(rng.integers(num_speakers))
         shot = Shot(TWO, speaker, _phrases(rng, 2), "calm", int(rng.integers(2**31)), place)
         found.append(Recording(f"two-{number:04d}", place, (shot,), int(rng.integers(2**31))))
     return found
