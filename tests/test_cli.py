@@ -31,8 +31,8 @@ OPTIONS = """
 --prompt --jobs --ray/--no-ray --workers --image --keyframe --voice --negative-prompt --preset --settings --out
 --preview --frames --height --width --aspect --fps --steps --sigmas --refine-sigmas --seed --sampler --shift
 --text-video-scale --text-audio-scale --text-star/--no-text-star --text-interval --text-every --identity-scale
---identity-base/--no-identity-base --identity-audio-only/--identity-both --identity-interval --identity-every
---stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --stg-every --modality-video-scale
+--identity-video-scale --identity-base/--no-identity-base --identity-audio-only/--identity-both --identity-interval
+--identity-every --stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --stg-every --modality-video-scale
 --modality-audio-scale --modality-interval --modality-every --first-block-cache --rescale-video --rescale-audio
 --reference-mask/--no-reference-mask --reference-text --positions --reference-time --official-noise/--own-noise
 --voice-seconds --clean-voice/--raw-voice --model --text-encoder --upsampler --transformer --adapter

@@ -83,6 +83,17 @@ def test_each_term_asks_for_its_pass(change: dict[str, Term], wanted: Pass) -> N
     assert guidance.plan(0.5, NUM_REFERENCE) == [Pass("positive"), wanted]
 
 
+def test_identity_of_the_picture_is_its_own_difference() -> None:
+    made, both = predictions(), replace(NEUTRAL, identity=IdentityGuidance(2.0, video=0.5))
+    guided, alone = guide(both, made, 0.5), guide(replace(NEUTRAL, identity=IdentityGuidance(2.0)), made, 0.5)
+    positive, other = made["positive"].video, made["no_reference"].video
+    torch.testing.assert_close(guided.video, positive + 0.5 * (positive - other), rtol=0, atol=1e-6)
+    assert torch.equal(guided.audio, alone.audio)
+    assert IdentityGuidance(0.0, video=0.5).active(0.5)
+    with pytest.raises(SettingsError, match=r"0\.5 of the picture"):
+        IdentityGuidance(video=0.5, audio_only=True)
+
+
 def test_without_a_reference_there_is_no_identity_pass() -> None:
     names = [run.name for run in Guidance().plan(0.5, 0)]
     assert names == ["positive", "negative", "perturbed", "isolated"]

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +14,15 @@ import pytest
 import torch
 
 import tiny_pipeline
-from idlora.data.prompt import Prompt
+from fake_lab import KEYS, TINY, FakeMaker, LevelJudge, lab, rows_in
 from idlora.data.world.clip import render_picture, render_sound
-from idlora.errors import InputError, SettingsError
+from idlora.errors import SettingsError
 from idlora.evaluation.comparisons import Table, interval
-from idlora.evaluation.judges import Footage, JudgeRecord, Reference
+from idlora.evaluation.judges import Footage
 from idlora.evaluation.reproduction import ablations, arms, run
 from idlora.evaluation.reproduction.ablations import ABLATIONS, ADAPTERS, RECIPE, Ablation, Workshop
-from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, FULL, HARD, QUICK, STRUCK, Arm, Extent
+from idlora.evaluation.reproduction.arms import BASE, CASCADE, CROSSED, EASY, FULL, HARD, QUICK, STRUCK, Arm
 from idlora.evaluation.reproduction.beyond import out_of_reach
-from idlora.evaluation.reproduction.crew import Crew
 from idlora.evaluation.reproduction.findings import (
     NOT_REPRODUCED,
     REPRODUCED,
@@ -40,47 +36,10 @@ from idlora.evaluation.reproduction.makers import PipelineMaker
 from idlora.evaluation.reproduction.run import Laboratory, reproduce
 from idlora.evaluation.reproduction.scores import slope_of
 from idlora.evaluation.reproduction.strikes import struck_by_picture, struck_by_sound
-from idlora.evaluation.reproduction.studio import Studio
 from idlora.evaluation.reproduction.trials import Owner
 from idlora.evaluation.statistics import Estimate
-from idlora.evaluation.store import Values
 from idlora.networks.adapter import IDENTITY, AdapterWeights, write_adapter
-from idlora.pipeline import Request, Settings
-
-TINY = Extent("quick", speakers=5, prompts=1, steps=1, scales=(0.0, 1.0, 3.0), seconds=(1.0, 4.0), batch=3, held_out=4)
-KEYS = {"claim", "paper", "ours", "interval", "n", "verdict", "command"}
-GOODNESS = {"base": 0.5, "cascade": 0.6, "scale 0": 0.65, "reference 1 s": 0.6}  # planted similarity; else 0.8
-
-
-@dataclass
-class FakeMaker:
-    """Sounds that carry what a judge is to say of them: the planted similarity as their level."""
-
-    broken: tuple[int, ...] = ()
-    stops_at: str = ""
-    deaths: Path | None = None  # a file that counts how often making the cascade has ended its process; twice at most
-    made: list[str] = field(default_factory=list)
-
-    def make(self, arm: Arm, requests: Sequence[Request], adapter: Path | None = None) -> list[Footage]:
-        assert (adapter is None) == (arm.adapter == "")
-        if arm.name == self.stops_at:
-            raise KeyboardInterrupt
-        if arm.name == "cascade" and self.deaths is not None and len(self.deaths.read_bytes()) < 3:
-            self.deaths.open("ab").write(b"x")
-            os._exit(1)
-        if any(request.settings.seed in self.broken for request in requests):
-            raise InputError("this clip is broken")
-        self.made += [arm.name] * len(requests)
-        return [self._clip(arm, request.settings.seed) for request in requests]
-
-    def _clip(self, arm: Arm, seed: int) -> Footage:
-        level = GOODNESS.get(arm.name, 0.8) - 0.1 * arm.adapter.startswith("shared") + 0.002 * (seed % 7)
-        return Footage(samples=np.full(16_000, level, np.float32))
-
-    def losses(self, who: int, settings: Settings, adapter: Path | None = None) -> Values:
-        assert adapter is None or adapter.is_file()
-        worse = 0.05 * (settings.reference_time == "far")
-        return {"right": 0.2 + worse + 0.001 * who, "wrong": 0.3 + worse + 0.001 * who}
+from idlora.pipeline import Request
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,31 +56,11 @@ class FakeWorkshop(Workshop):
                 write_adapter(out / ADAPTERS / each.file_name, AdapterWeights(layers, told))
 
 
-class LevelJudge:
-    """Reads the planted similarity back."""
-
-    record = JudgeRecord("level", "1", "sounds of these tests alone")
-
-    def score(self, clip: Footage, reference: Reference, prompt: Prompt | None) -> Values:
-        assert prompt is not None
-        assert reference.truth is not None
-        return {"truth": float(clip.sound[0]), "similarity": float(clip.sound[0])}
-
-
-def lab(maker: FakeMaker) -> Laboratory:
-    return Laboratory(maker, Settings(), Owner({"model": "0" * 64}, {"speaker": LevelJudge()}))
-
-
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Laboratory:
     """A laboratory with a workshop; what ships is not looked at."""
     monkeypatch.setattr(ablations, "shipped_folder", lambda: tmp_path / "none")
     return replace(lab(FakeMaker()), workshop=FakeWorkshop(tiny_pipeline.pipeline("2.3", adapted=False)))
-
-
-def rows_in(out: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -184,28 +123,6 @@ def test_an_interrupted_call_leaves_whole_files_and_the_next_goes_on(whole: Path
     reproduce(lab(maker), TINY, tmp_path)
     assert "hard" not in maker.made
     assert [{**row, "command": ""} for row in rows_in(tmp_path)] == [{**row, "command": ""} for row in rows_in(whole)]
-
-
-def opened(deaths: Path | None) -> Studio:
-    """Of a process of a crew."""
-    return Studio(FakeMaker(deaths=deaths), Settings(), TINY, {"speaker": LevelJudge()})
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("before", [2, 0], ids=["dies once", "dies each time"])
-def test_a_crew_finds_the_same_and_loses_only_what_kills(whole: Path, tmp_path: Path, before: int) -> None:
-    deaths, told = tmp_path / "deaths", list[str]()
-    deaths.write_bytes(b"x" * before)
-    out = tmp_path / "out"
-    reproduce(lab(FakeMaker(broken=tuple(range(1000)))), TINY, out, told.append, Crew(partial(opened, deaths), 2))
-    lost = {row["claim"] for row in rows_in(out) if before == 0 and "cascade" in row["measure"]}
-    assert bool(lost) == (before == 0)
-    kept = [[row for row in rows_in(folder) if row["claim"] not in lost] for folder in (out, whole)]
-    assert [{**row, "command": ""} for row in kept[0]] == [{**row, "command": ""} for row in kept[1]]
-    assert ("its process died each time" in (out / "results.md").read_text(encoding="utf-8")) == (before == 0)
-    again = FakeMaker()
-    reproduce(lab(again), TINY, out)
-    assert again.made == (["cascade"] * 5 if before == 0 else [])
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -83,6 +83,7 @@ TABLE = (
     Row("--text-interval", Interval, "Sigmas, low and high, between which it acts.", GUIDANCE, "guidance.text"),
     Row("--text-every", int, "Computed in one of so many steps, and reused.", GUIDANCE, "guidance.text.every"),
     Row("--identity-scale", float, "Pull towards the voice; 0 is off.", GUIDANCE, "guidance.identity.scale"),
+    Row("--identity-video-scale", float, "The same pull on the picture.", GUIDANCE, "guidance.identity.video"),
     Row(
         "--identity-base/--no-identity-base",
         bool,

@@ -120,28 +120,32 @@ def _projected(positive: Tensor, negative: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class IdentityGuidance(Term):
-    """Identity guidance (ID-LoRA): scale (positive - no reference), on the audio target only; 0 is neutral.
+    """Identity guidance (ID-LoRA): scale (positive - no reference) on the audio target; 0 is neutral.
 
+    `video` is the scale for the picture, which the published way leaves as it is.
     `adapter_off` takes the prediction without reference from the base alone; the published way keeps the adapter on.
     `audio_only` predicts the audio alone, beside the video states of the positive pass: a fraction of the work, and an
     approximation, since these have heard the reference.
 
     Raises:
-        SettingsError: both at once; the positive pass has the adapter on.
+        SettingsError: both at once, since the positive pass has the adapter on; an audio-only pass for the picture.
     """
 
     scale: float = 3.0
     adapter_off: bool = False
     audio_only: bool = False
+    video: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adapter_off and self.audio_only:
             raise SettingsError("identity guidance by the base alone needs video states of its own: no audio-only pass")
+        if self.video and self.audio_only:
+            raise SettingsError(f"identity guidance {self.video:g} of the picture needs a pass on both streams")
 
     def weights(self) -> tuple[float, float]:
-        """The scale as it is, and nothing for the video."""
-        return 0.0, self.scale
+        """The scales as they are."""
+        return self.video, self.scale
 
     def other_pass(self) -> Pass:
         """The reference removed."""
@@ -150,7 +154,8 @@ class IdentityGuidance(Term):
     def delta(self, positive: X0, other: X0) -> X0:
         """The difference on the target's rows; the other pass has no others."""
         change = self.scale * (target_part(positive.audio, positive.num_reference) - other.audio)
-        return X0(torch.zeros_like(positive.video), on_target(change, positive.num_reference))
+        seen = self.video * (positive.video - other.video) if self.video else torch.zeros_like(positive.video)
+        return X0(seen, on_target(change, positive.num_reference))
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,8 @@ class Arm:
         seconds: length of the reference.
         scale: of identity guidance.
         base_pass: the pass without reference is by the base alone.
+        video_scale: of identity guidance for the picture.
+        between: sigmas between which identity guidance acts.
         masks: the reference is hidden from the picture as in training.
         positions: how they are rounded.
         crossed: low voices get a face without beard, high ones one with; otherwise the other way round.
@@ -131,6 +133,8 @@ class Arm:
     seconds: float = 3.0
     scale: float = 1.0
     base_pass: bool = False
+    video_scale: float = 0.0
+    between: tuple[float, float] = (0.0, 1.0)
     masks: bool = True
     positions: Rounding = "fp32"
     crossed: bool = False
@@ -143,7 +147,9 @@ class Arm:
         """The settings of the adapter with what this arm changes."""
         guidance = shipped.guidance
         scale = 0.0 if self.reference == "none" else self.scale
-        identity = replace(guidance.identity, scale=scale, adapter_off=self.base_pass)
+        low, high = self.between
+        identity = replace(guidance.identity, scale=scale, adapter_off=self.base_pass, video=self.video_scale)
+        identity = replace(identity, lo=low, hi=high)
         modality = guidance.modality if extent.modality else ModalityGuidance(1.0, 1.0)
         return replace(
             shipped,
@@ -166,6 +172,10 @@ BASE = Arm("base", reference="none", pictures=True)
 EASY = Arm("easy", reference="easy")
 CASCADE = Arm("cascade", making="cascade", pictures=True)
 BARE_PASS = Arm("scale 3, pass by the base", scale=3.0, base_pass=True)
+LISTENED = Arm("scale 3, with pictures", scale=3.0, pictures=True)
+BOTH_STREAMS = Arm("scale 3 on both streams", scale=3.0, video_scale=3.0, pictures=True)
+NOISY_ONLY = Arm("scale 3 above sigma 0.5", scale=3.0, between=(0.5, 1.0))
+CLEAN_ONLY = Arm("scale 3 below sigma 0.5", scale=3.0, between=(0.0, 0.5))
 UNMASKED = Arm("no masks", masks=False, onset=True)
 ROUNDED = Arm("bf16 positions", positions="bf16-inference")
 CROSSED = Arm("crossed", crossed=True)

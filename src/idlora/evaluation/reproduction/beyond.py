@@ -14,11 +14,6 @@ OPTIONS: tuple[tuple[Claim, str, str], ...] = (
         "adapters of the ranks would have to be trained to their ends; the miniature's own has rank 32",
         "idlora train recipes/miniature.yaml --set adapter.rank=128 --set out=runs/rank-128",
     ),
-    (
-        Claim("Identity guidance on the audio alone is better than on both streams", "audio alone"),
-        "no option guides the video by the reference, so that there is no such arm",
-        "idlora generate --identity-scale 3",
-    ),
 )
 OTHERS: tuple[tuple[Claim, str, str], ...] = (
     (

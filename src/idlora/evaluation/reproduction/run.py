@@ -21,6 +21,7 @@ from idlora.evaluation.reproduction.claims import Row, rows_of
 from idlora.evaluation.reproduction.crew import Crew, tasks_of
 from idlora.evaluation.reproduction.curves import drawings
 from idlora.evaluation.reproduction.findings import Finding, judged, uncontrolled, untestable
+from idlora.evaluation.reproduction.guidance_rows import guidance_rows
 from idlora.evaluation.reproduction.makers import Maker, PipelineMaker
 from idlora.evaluation.reproduction.pages import PLOTS, write_page, write_plots, write_rows
 from idlora.evaluation.reproduction.studio import Studio
@@ -103,6 +104,7 @@ def reproduce(
 
 def _rows(extent: Extent) -> Iterator[Row]:
     yield from rows_of(extent)
+    yield from guidance_rows()
     yield from training_rows(extent)
 
 
