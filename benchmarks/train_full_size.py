@@ -201,10 +201,11 @@ def measured(given: argparse.Namespace, way: str, storage: Storage, size: int) -
     transformer = transformer_of(blueprint, device)
     store_small(transformer, storage, device)
     batch = batch_of(size, row, transformer.config, device)
-    batches: Callable[[], TrainingBatch] = lambda: batch  # noqa: E731
-    if given.connectors:
-        context = connecting(given, transformer, device)
-        batches = lambda: replace(batch, context=context(size))  # noqa: E731
+    context = connecting(given, transformer, device) if given.connectors else None
+
+    def batches() -> TrainingBatch:
+        return batch if context is None else replace(batch, context=context(size))
+
     if given.memory and device.type == "cuda":
         gc.collect()
         cap(given.memory)

@@ -94,7 +94,7 @@ def series_of(name: str, module: Any) -> list[list[nn.Module]]:
     if name == "transformer":
         return [list(module.transformer_blocks)]
     if name == "connectors":
-        projections = (getattr(module, name, None) for name in _PROJECTIONS)
+        projections = (getattr(module, layer, None) for layer in _PROJECTIONS)
         blocks = [*module.video_connector.transformer_blocks, *module.audio_connector.transformer_blocks]
         return [blocks, *([each] for each in projections if each is not None)]
     language = getattr(module.base_model, "language_model", module.base_model)

@@ -172,7 +172,6 @@ BASE = Arm("base", reference="none", pictures=True)
 EASY = Arm("easy", reference="easy")
 CASCADE = Arm("cascade", making="cascade", pictures=True)
 BARE_PASS = Arm("scale 3, pass by the base", scale=3.0, base_pass=True)
-LISTENED = Arm("scale 3, with pictures", scale=3.0, pictures=True)
 BOTH_STREAMS = Arm("scale 3 on both streams", scale=3.0, video_scale=3.0, pictures=True)
 NOISY_ONLY = Arm("scale 3 above sigma 0.5", scale=3.0, between=(0.5, 1.0))
 CLEAN_ONLY = Arm("scale 3 below sigma 0.5", scale=3.0, between=(0.0, 0.5))
@@ -185,7 +184,7 @@ STRUCK_ALONE = Arm("struck, alone", struck=True, making="alone")
 
 def of_scale(scale: float) -> Arm:
     """Identity guidance at a scale; 1 is the usual arm."""
-    return HARD if scale == HARD.scale else Arm(f"scale {scale:g}", scale=scale)
+    return HARD if scale == HARD.scale else Arm(f"scale {scale:g}", scale=scale, pictures=True)
 
 
 def of_seconds(seconds: float) -> Arm:

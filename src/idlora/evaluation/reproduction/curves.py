@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from idlora.evaluation.figures import Plot, drawn
@@ -22,6 +22,11 @@ _MEASURES: dict[str, Number] = {
     "WER": WORDS,
     "place and style as asked": as_asked,
 }
+_OF_GUIDANCE: dict[str, Number] = {
+    **_MEASURES,
+    "lips": score("lips-world", "correlation"),
+    "share of clipped samples": score("levels", "clipped"),
+}
 
 
 def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Plot]:
@@ -31,7 +36,7 @@ def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Plot]:
     lengths = [(seconds, of_seconds(seconds)) for seconds in sorted(usual)]
     draws: dict[str, Callable[[Any], bool]] = {
         "rows": lambda figure: _rows(figure, findings),
-        "identity-guidance": lambda figure: _curves(figure, trials, scales, "scale of identity guidance"),
+        "identity-guidance": lambda figure: _curves(figure, trials, scales, "scale of identity guidance", _OF_GUIDANCE),
         "reference-length": lambda figure: _curves(figure, trials, lengths, "seconds of reference"),
         "acoustic-distance": lambda figure: _distances(figure, trials),
     }
@@ -56,11 +61,17 @@ def _rows(figure: Any, findings: Sequence[Finding]) -> bool:
     return True
 
 
-def _curves(figure: Any, trials: Trials, arms: Sequence[tuple[float, Arm]], label: str) -> bool:
+def _curves(
+    figure: Any,
+    trials: Trials,
+    arms: Sequence[tuple[float, Arm]],
+    label: str,
+    measures: Mapping[str, Number] = _MEASURES,
+) -> bool:
     """A panel for each measure along a setting."""
-    axes = _panels(figure, len(_MEASURES))
+    axes = _panels(figure, len(measures))
     some = False
-    for axis, (name, number) in zip(axes, _MEASURES.items(), strict=True):
+    for axis, (name, number) in zip(axes, measures.items(), strict=True):
         for (x, _), found in zip(arms, curve(trials, [arm for _, arm in arms], number), strict=True):
             if found is None:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from idlora.evaluation.reproduction.arms import BOTH_STREAMS, CLEAN_ONLY, LISTENED, NOISY_ONLY, Arm, of_scale
+from idlora.evaluation.reproduction.arms import BOTH_STREAMS, CLEAN_ONLY, NOISY_ONLY, Arm, of_scale
 from idlora.evaluation.reproduction.claims import VOICE, WORDS, Row, against
 from idlora.evaluation.reproduction.findings import Claim
 from idlora.evaluation.reproduction.scores import score
@@ -23,11 +23,12 @@ def guidance_rows() -> Iterator[Row]:
 
 
 def _streams() -> Iterator[Row]:
-    told, paper = "Identity guidance 3 on the audio alone is better than on both streams", "audio alone"
+    alone, both, paper = of_scale(3.0), BOTH_STREAMS, "audio alone"
+    told = "Identity guidance 3 on the audio alone is better than on both streams"
     lips = Claim(f"{told}: lips (above 0)", paper)
-    yield against(LISTENED, BOTH_STREAMS, score("lips-world", "correlation"), lips, "correlation of lips and speech")
-    yield against(LISTENED, BOTH_STREAMS, VOICE, Claim(f"{told}: the voice (above 0)", paper), _TO_TRUTH)
-    yield against(LISTENED, BOTH_STREAMS, WORDS, Claim(f"{told}: words (below 0)", paper, "below"), _WER)
+    yield against(alone, both, score("lips-world", "correlation"), lips, "correlation of lips and speech")
+    yield against(alone, both, VOICE, Claim(f"{told}: the voice (above 0)", paper), _TO_TRUTH)
+    yield against(alone, both, WORDS, Claim(f"{told}: words (below 0)", paper, "below"), _WER)
 
 
 def _between(arm: Arm, where: str) -> Iterator[Row]:
