@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from idlora.mining.sources import find_sources, with_rights
 from idlora.mining.tables import key_of, read_table
 from idlora.mining.withdrawal import LIST_NAME, Withdrawn, read_withdrawn, withdraw, without
 from idlora.mining.workshop import UNREADABLE, Workshop
-from mined import ODD, mined, recordings, settings, write_corpus
+from mined import ODD, mined, mined_until, recordings, settings, write_corpus
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 MAPPED = ("probe", "scenes", "speech", "faces", "active", "quality", "voices", "words", "media", "captions")
@@ -142,6 +144,21 @@ def test_stopped_at_every_stage_and_resumed_the_tables_are_the_same(
     mined(corpus, tmp_path / "out", LABELLED, lambda stage, *_: asked.append(stage))
     assert asked == []
     assert contents(tmp_path / "out") == first
+
+
+def test_killed_at_any_moment_and_resumed_the_tables_are_the_same(
+    corpus: Path, made: tuple[Path, Mined], tmp_path: Path
+) -> None:
+    context, out = get_context("spawn"), tmp_path / "out"
+    for number in (5, 12, 19):  # of what is told after the kill before: further and further
+        process = context.Process(target=mined_until, args=(number, corpus, out))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+    mined(corpus, out, LABELLED)
+    first, second = contents(made[0]), contents(out)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
 
 
 def test_a_stage_is_made_anew_when_its_settings_or_files_change(
