@@ -12,7 +12,7 @@ PROMISED = {
     """.split(),
     "withdraw": "--speaker --file".split(),
     "evaluate": "--out --judge --weights --baseline --workers --ray --examples --judges".split(),
-    "reproduce": "--out --quick --latents --workers --model".split(),
+    "reproduce": "--out --quick --speakers --latents --workers --model".split(),
 }
 
 

@@ -279,6 +279,16 @@ def test_the_quick_form_asks_enough_speakers_of_every_kind() -> None:
     assert len(made) == len({arm.name for arm in made})
 
 
+def test_another_number_of_speakers_is_asked_in_all_rows_and_told(whole: Path) -> None:
+    assert run.extent_of(quick=True) == QUICK
+    assert run.extent_of(quick=False) == FULL
+    more = run.extent_of(quick=True, speakers=20)
+    assert {len(more.places(replace(HARD, adapter=adapter))) for adapter in ("", "x")} == {20}
+    with pytest.raises(SettingsError, match="41 speakers; 1 to 40"):
+        run.extent_of(quick=True, speakers=41)
+    assert rows_in(whole)[0]["command"].startswith("idlora reproduce --quick --speakers 5 --out ")
+
+
 @pytest.mark.parametrize("who", range(0, 12, 3))
 def test_a_strike_is_found_where_it_is_seen_and_heard(who: int) -> None:
     spec = arms.asked(STRUCK, who, 0)

@@ -23,6 +23,9 @@ def reproduce(
     quick: Annotated[
         bool, typer.Option("--quick", help="Twelve speakers, few steps, no training: minutes instead of hours.")
     ] = False,
+    speakers: Annotated[
+        int, typer.Option(min=0, help="Unseen speakers of each row, to 40; more decide more. 0: as the form has it.")
+    ] = 0,
     latents: Annotated[
         Path | None, typer.Option(help="Encoded pairs of the world for training; without, they are made.")
     ] = None,
@@ -39,7 +42,10 @@ def reproduce(
     from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce, studio_of
     from idlora.pipeline import IDLoraPipeline
 
-    lab, extent = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents), extent_of(quick=quick)
+    lab, extent = (
+        Laboratory.of(IDLoraPipeline.from_pretrained(model), latents),
+        extent_of(quick=quick, speakers=speakers),
+    )
     workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
     crew = Crew(partial(studio_of, model, latents, extent, out), workers) if workers > 1 else None
     found = reproduce(lab, extent, out, lambda text: print(text, file=sys.stderr, flush=True), crew)

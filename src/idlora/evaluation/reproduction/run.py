@@ -53,9 +53,21 @@ class Laboratory:
         return {} if self.workshop is None else self.workshop.found(out)
 
 
-def extent_of(*, quick: bool) -> Extent:
-    """How much is made."""
-    return QUICK if quick else FULL
+def extent_of(*, quick: bool, speakers: int = 0) -> Extent:
+    """How much is made: by so many speakers, or by as many as the form has.
+
+    Raises:
+        SettingsError: there are not so many.
+    """
+    form = QUICK if quick else FULL
+    return replace(form, speakers=speakers, trained_speakers=speakers) if speakers else form
+
+
+def _command(extent: Extent, out: Path) -> str:
+    form = QUICK if extent.name == QUICK.name else FULL
+    options = ["--quick"] if form is QUICK else []
+    options += [f"--speakers {extent.speakers}"] if extent.speakers != form.speakers else []
+    return " ".join(("idlora reproduce", *options, f"--out {out.name}"))
 
 
 def studio_of(model: str, latents: Path | None, extent: Extent, out: Path) -> Studio:
@@ -84,7 +96,7 @@ def reproduce(
         raise OutputError(f"cannot make {out}: {error.strerror or error}; choose another --out") from error
     trials = Trials.of(lab.maker, lab.shipped, extent, out, lab.owner)
     trials = replace(trials, moved=moved, adapters=lab.adapters(out))
-    command = f"idlora reproduce {'--quick ' if extent.name == 'quick' else ''}--out {out.name}"
+    command = _command(extent, out)
     measured: list[Finding] = []
     beyond = out_of_reach()
     began = time.process_time()
