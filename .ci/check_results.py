@@ -22,9 +22,9 @@ def checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     measured = [row for row in rows if row["n"] > 0]
     if len(measured) < LEAST_ROWS:
         raise SystemExit(f"{len(measured)} rows are measured; {LEAST_ROWS} are promised")
-    few = [row["claim"] for row in measured if row["n"] < LEAST_SPEAKERS]
+    few = [row["claim"] for row in measured if row["speakers"] < LEAST_SPEAKERS]
     if few:
-        raise SystemExit(f"fewer than {LEAST_SPEAKERS} clips stand behind: {'; '.join(few)}")
+        raise SystemExit(f"fewer than {LEAST_SPEAKERS} speakers stand behind: {'; '.join(few)}")
     return measured
 
 

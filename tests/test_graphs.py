@@ -45,7 +45,7 @@ def test_without_a_gpu_no_work_begins() -> None:
 @pytest.mark.parametrize(
     ("settings", "placement", "why"),
     [
-        (SETTINGS, Placement("stream"), "--placement whole or offload"),
+        (SETTINGS, Placement("stream"), "leave --graphs out, or make room for --placement offload"),
         (replace(SETTINGS, first_block_cache=0.1), Placement(), "--first-block-cache 0"),
     ],
 )

@@ -72,6 +72,16 @@ def test_at_most_two_blocks_are_there_at_a_time() -> None:
     assert [block.weight.data_ptr() for block in blocks] == homes
 
 
+def test_nobody_asks_the_embeddings_where_the_text_encoder_works(
+    generation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They wait in main memory, and they are the first weights of most text encoders.
+    pipe = pipeline(generation, Placement("offload"))
+    kind = type(pipe.components.text_encoder)
+    monkeypatch.setattr(kind, "device", property(lambda _: pytest.fail("asked")), raising=False)
+    clip(pipe)
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_only_what_is_called_of_the_connectors_comes(generation: str) -> None:
     pipe = pipeline(generation, Placement("offload"))

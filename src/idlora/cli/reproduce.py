@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from idlora.cli.generate import quieten
+from idlora.data.processes import own_processors
 
 _MOST_WORKERS = 8  # each holds the model and the judges
 
@@ -46,7 +46,7 @@ def reproduce(
         Laboratory.of(IDLoraPipeline.from_pretrained(model), latents),
         extent_of(quick=quick, speakers=speakers),
     )
-    workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    workers = workers or min(own_processors(), _MOST_WORKERS)
     crew = Crew(partial(studio_of, model, latents, extent, out), workers) if workers > 1 else None
     found = reproduce(lab, extent, out, lambda text: print(text, file=sys.stderr, flush=True), crew)
     for row in found:

@@ -141,7 +141,9 @@ class IdentityGuidance(Term):
         if self.adapter_off and self.audio_only:
             raise SettingsError("identity guidance by the base alone needs video states of its own: no audio-only pass")
         if self.video and self.audio_only:
-            raise SettingsError(f"identity guidance {self.video:g} of the picture needs a pass on both streams")
+            raise SettingsError(
+                f"identity guidance {self.video:g} of the picture needs a pass on both streams: --identity-both"
+            )
 
     def weights(self) -> tuple[float, float]:
         """The scales as they are."""

@@ -21,6 +21,14 @@ Task = TypeVar("Task")
 Told = TypeVar("Told")
 
 
+def own_processors() -> int:
+    """How many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """Processes that begin in this context use one thread each: there are as many of them as of processors."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idlora.core.guidance import Pass
 from idlora.core.state import AVState, LatentState
+from idlora.errors import SettingsError
 from idlora.networks.executor import Executor
 from idlora.networks.joint import Prediction
 
@@ -36,6 +37,7 @@ class Recorder:
 
     Raises:
         ValueError: the executor caches by what it sees, so that steps differ.
+        SettingsError: when called, if an operation cannot be recorded.
     """
 
     def __init__(self, run: Executor) -> None:
@@ -67,17 +69,29 @@ class Recorder:
         if len(places) != len(self._places) or any(a is not b for a, b in zip(places, self._places, strict=True)):
             self._recordings.clear()
             self._seen.clear()
+            self._pool = None
             self._places = places
 
     def _record(self, state: AVState, sigma: Tensor | float, plan: Sequence[Pass]) -> _Recording:
         tokens = state.video.tokens.clone(), state.audio.tokens.clone()
-        own = state.with_tokens(*tokens)
-        level = torch.as_tensor(sigma, dtype=torch.float32).to(tokens[0].device, copy=True)
+        own, device = state.with_tokens(*tokens), tokens[0].device
+        level = torch.as_tensor(sigma, dtype=torch.float32).to(device, copy=True)
         graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            predictions = self._run(own, level, plan)
+        # The device and a stream of it are named: the current one may be another, whose empty graph would be recorded.
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.Stream(device))
+        try:
+            with torch.cuda.device(device), recording:
+                predictions = self._run(own, level, plan)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise SettingsError(f"a step cannot be recorded here ({_first_line(error)}); leave --graphs out") from error
         self._pool = self._pool or graph.pool()
         return _Recording(graph, own, level, predictions)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _fixed(stream: LatentState) -> tuple[Tensor | None, ...]:

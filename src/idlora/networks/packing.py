@@ -22,7 +22,7 @@ _NF4_BLOCK = 64  # weights that share a scale
 _INT8_STEPS = 127
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _TILE = 16  # of the sizes that fp8 kernels take
-_FP8_CARDS = (8, 9)  # Ada; Hopper and Blackwell come after it
+_FP8_CAPABILITY = (8, 9)  # of Ada; Hopper and Blackwell come after it
 
 
 def stored_small(block: Any) -> Iterator[tuple[str, nn.Linear]]:
@@ -66,7 +66,8 @@ class PackedLinear(nn.Linear):
 
     `fp8-scaled` rounds to e4m3 with a scale for each row, and so it does with each token that comes in: in bfloat16, on
     a GPU that multiplies e4m3 (Ada, Hopper and later), nothing is unpacked in the forward pass. Elsewhere the same
-    rounded numbers are multiplied in the input's dtype. Gradients go through the rounding as if there were none.
+    numbers are multiplied in the input's dtype, to which their scales are rounded: slower and coarser than `fp8`.
+    Gradients go through the rounding as if there were none.
 
     Args:
         layer: what is packed; the bias is shared with it.
@@ -142,13 +143,14 @@ def _scaled_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | No
 def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
     """Whether there is a kernel for it: PyTorch's gives bfloat16 and takes sizes that tiles of 16 cover."""
     fits = x.dtype == torch.bfloat16 and all(size % _TILE == 0 for size in weight.shape)
-    return fits and x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CARDS
+    return fits and x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY
 
 
 def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (N, in) in e4m3 and their scales (N,) in float32: the largest number of each is the largest of e4m3."""
     scales = (rows.abs().amax(1).float() / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-    return (rows.float() / scales[:, None]).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn), scales
+    wide = rows.to(torch.float32, copy=True).div_(scales[:, None]).clamp_(-_LARGEST, _LARGEST)
+    return wide.to(torch.float8_e4m3fn), scales
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

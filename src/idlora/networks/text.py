@@ -50,19 +50,30 @@ class PromptEncoder(PromptTokens):
 
     All hidden states of Gemma (embedding and every layer) go to the connectors, which put learned registers in the
     place of the padding.
+
+    Args:
+        tokenizer, text_encoder, connectors: the networks; those whose methods are not called may be None.
+        max_length: prompts are padded to it.
+        device: where the text encoder works; by default where its first weights are.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, connectors: Any, max_length: int = 1024) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        connectors: Any,
+        max_length: int = 1024,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__(tokenizer, max_length)
-        self.text_encoder, self.connectors = text_encoder, connectors
+        self.text_encoder, self.connectors, self.device = text_encoder, connectors, device
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Features before the connectors: (B, S, hidden, layers + 1)."""
         # The backbone: what a language model's head would say of every token is not wanted.
+        device = self.device or self.text_encoder.device
         output = self.text_encoder.base_model(
-            input_ids=ids.to(self.text_encoder.device),
-            attention_mask=mask.to(self.text_encoder.device),
-            output_hidden_states=True,
+            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True
         )
         return torch.stack(output.hidden_states, dim=-1)
 

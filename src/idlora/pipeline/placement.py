@@ -53,8 +53,8 @@ class Placement:
             and connectors block by block; `stream` brings the transformer block by block too.
         storage: `full` keeps the transformer's weights as they are; `fp8` and `int8` keep those of its linear layers in
             eight bits, `nf4` in four, and compute as before, which changes results: little, less and more. `fp8-scaled`
-            has scales and multiplies in eight bits where the GPU does. `int8` and `nf4` need bitsandbytes (the extra
-            `quant`).
+            has scales, rounds what comes in as well, and multiplies in eight bits where the GPU does (Ada, Hopper and
+            later; elsewhere `fp8` is faster and nearer). `int8` and `nf4` need bitsandbytes (the extra `quant`).
         tiled: decode the picture in overlapping tiles, which may show at their seams.
         max_branches: so many passes of a step run as one batch, where their shapes allow it.
 

@@ -180,7 +180,8 @@ class PromptReader:
 
     def _features(self, tokens: Sequence[tuple[Tensor, Tensor]], meter: Meter) -> list[Tensor]:
         with self.residence.stage("text", meter):
-            encoder = PromptEncoder(self.tokens.tokenizer, self.components.text_encoder, None, self.tokens.max_length)
+            parts = self.tokens.tokenizer, self.components.text_encoder, None
+            encoder = PromptEncoder(*parts, self.tokens.max_length, self.device)
             return [encoder.hidden_states(*pair) for pair in tokens]
 
     def _connected(self, features: Sequence[Tensor], masks: Sequence[Tensor], meter: Meter) -> list[TextContext]:

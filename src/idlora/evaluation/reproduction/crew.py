@@ -13,7 +13,7 @@ from idlora.evaluation.reproduction.studio import Fault, Studio, Task, Work
 from idlora.evaluation.reproduction.trials import Trials
 
 Opening = Callable[[], Studio]
-_OWN: list[Studio] = []  # of this process, when it is one of a crew
+_OWN: list[Studio | Exception] = []  # of this process, when it is one of a crew: or why there is none
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Crew:
     workers: int
 
     def through(self, trials: Trials, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows in their order, each when what it needs is known; of adapters that are not there, nothing is.
+        """The rows in their order, each when what it needs is known, but for what needs an adapter that is not there.
 
         A task that kills its process each time is told as faults.
 
@@ -44,7 +44,7 @@ class Crew:
                 task, work = next(coming)
                 trials.keep(work)
                 left.remove(task)
-                trials.moved(f"{task.name}: {len(tasks) - len(left)} of {len(tasks)}")
+                trials.moved(f"{len(tasks) - len(left)} of {len(tasks)} batches ({task.name})")
             yield row
 
     def _done(self, tasks: list[Task]) -> Iterator[tuple[Task, Work]]:
@@ -69,8 +69,13 @@ def _killed(task: Task) -> Work:
 
 
 def _open(opening: Opening) -> None:
-    _OWN[:] = [opening()]
+    try:
+        _OWN[:] = [opening()]
+    except Exception as error:  # noqa: BLE001 - told by the first task; here it would look as if the process had died
+        _OWN[:] = [error]
 
 
 def _do(task: Task) -> Work:
-    return _OWN[0].done(task)
+    if isinstance(own := _OWN[0], Exception):
+        raise own
+    return own.done(task)

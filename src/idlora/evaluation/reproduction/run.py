@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -66,12 +67,13 @@ def extent_of(*, quick: bool, speakers: int = 0) -> Extent:
 def _command(extent: Extent, out: Path) -> str:
     form = QUICK if extent.name == QUICK.name else FULL
     options = ["--quick"] if form is QUICK else []
-    options += [f"--speakers {extent.speakers}"] if extent.speakers != form.speakers else []
+    options += [f"--speakers {extent.speakers}"] if extent != form else []
     return " ".join(("idlora reproduce", *options, f"--out {out.name}"))
 
 
 def studio_of(model: str, latents: Path | None, extent: Extent, out: Path) -> Studio:
     """That of a model, for one process of a crew."""
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
     lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
     return Studio(lab.maker, lab.shipped, extent, lab.owner.judges, lab.adapters(out))
 
@@ -99,7 +101,7 @@ def reproduce(
     command = _command(extent, out)
     measured: list[Finding] = []
     beyond = out_of_reach()
-    began = time.process_time()
+    began = time.monotonic()
     for row in _rows(extent) if crew is None else crew.through(trials, _rows(extent)):
         if extent.trains:
             _train(lab, trials, row, out)
@@ -156,8 +158,8 @@ def _told(lab: Laboratory, trials: Trials, command: str, began: float) -> dict[s
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "spent": (
-            f"All clips, made and judged, took {trials.seconds(arms):.0f} s of processor time; "
-            f"the call that wrote this {time.process_time() - began:.0f} s."
+            f"All clips, made and judged, took {trials.seconds(arms):.0f} s of processor time; the call that wrote this "
+            f"took {time.monotonic() - began:.0f} s by the clock."
         ),
         "versions": _versions(),
         "judges": {name: f"{judge.record.name} {judge.record.version}" for name, judge in trials.panel.items()},

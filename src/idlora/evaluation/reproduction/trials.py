@@ -68,7 +68,7 @@ class Trials(Studio):
         tasks = list(tasks)
         for number, task in enumerate(tasks, 1):
             self.keep(self.done(task))
-            self.moved(f"{task.name}: {number} of {len(tasks)}")
+            self.moved(f"{number} of {len(tasks)} batches ({task.name})")
 
     def missing(self, arm: Arm) -> list[Task]:
         """The clips of an arm that are not known yet and have not failed in this call, in batches."""

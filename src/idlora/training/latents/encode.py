@@ -208,7 +208,8 @@ class PairEncoder:
         pipe, found = self.pipe, []
         with pipe.residence.stage("text", self._meter), pipe.residence.stage("connect", self._meter):
             parts = pipe.components
-            encoder = PromptEncoder(pipe.tokens.tokenizer, parts.text_encoder, parts.connectors, pipe.tokens.max_length)
+            networks = pipe.tokens.tokenizer, parts.text_encoder, parts.connectors
+            encoder = PromptEncoder(*networks, pipe.tokens.max_length, pipe.device)
             for text in texts:
                 ids, mask = encoder.tokens([text])
                 features = encoder.features(encoder.hidden_states(ids, mask), mask)
