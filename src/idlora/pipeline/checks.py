@@ -36,8 +36,8 @@ def check_graphs(settings: Settings, placement: Placement, device: torch.device)
         raise SettingsError(f"--graphs needs an NVIDIA GPU, and this runs on {device}; leave it out")
     if placement.where == "stream":
         raise SettingsError(
-            "recorded steps need all blocks on the GPU, and the placement is stream: leave --graphs out, or make room for "
-            "--placement offload (--storage, a smaller clip)"
+            "recorded steps need all blocks on the GPU, and the placement is stream: leave --graphs out, or make room "
+            "for --placement offload (--storage, a smaller clip)"
         )
     if settings.first_block_cache:
         raise SettingsError("recorded steps cannot leave blocks out: --first-block-cache 0, or no --graphs")

@@ -158,8 +158,8 @@ def _told(lab: Laboratory, trials: Trials, command: str, began: float) -> dict[s
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "spent": (
-            f"All clips, made and judged, took {trials.seconds(arms):.0f} s of processor time; the call that wrote this "
-            f"took {time.monotonic() - began:.0f} s by the clock."
+            f"All clips, made and judged, took {trials.seconds(arms):.0f} s of processor time; "
+            f"the call that wrote this took {time.monotonic() - began:.0f} s by the clock."
         ),
         "versions": _versions(),
         "judges": {name: f"{judge.record.name} {judge.record.version}" for name, judge in trials.panel.items()},
