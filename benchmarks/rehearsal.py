@@ -297,7 +297,8 @@ def line_of(arguments: argparse.Namespace, memory: str, preset: str, pipe: Any) 
         return line | ({"foretold_bytes": foretold(line)} if arguments.foretell else {})
     except Exception as error:  # noqa: BLE001 - the others must still run
         why = f"{type(error).__name__}: {error}"
-        return {"generation": arguments.generation, "preset": preset, "memory": memory, "failed": why}
+        told_of = {"generation": arguments.generation, "preset": preset, "memory": memory}
+        return {**told_of, "placement": str(pipe.residence.placement), "failed": why}
 
 
 def main() -> None:
@@ -306,6 +307,8 @@ def main() -> None:
     dtype = torch.bfloat16 if arguments.device.startswith("cuda") else torch.float32
     blueprints = sizes(arguments.generation, arguments.scale)
     placements = {memory: placement_of(arguments, memory, blueprints, dtype) for memory in arguments.memory}
+    if len(placements) > 1 and any(each.where == "whole" for each in placements.values()):
+        raise SystemExit("several caps need weights that wait in main memory: --placement offload, stream or auto")
     pipe = pipeline(blueprints, arguments.device, dtype, placements[arguments.memory[0]])
     pipe.graphs, pipe.compiled = arguments.graphs, arguments.compile
     for memory, preset in product(arguments.memory, arguments.preset):

@@ -15,7 +15,8 @@ pipeline gives: a timestep for every token.
 `distilled_full` (`--full-identity`) has that pass on both streams. What is computed once a generation is charged to it.
 `products` is what shapes alone foretell: the share of the plain way's operations in matrix products. `--compile` adds
 `plain_compiled` and compiles our blocks as well; all are shares of the time of the plain way as it is. `--storage`
-keeps our weights in few bits, `--graphs` replays our steps as CUDA graphs; `apart` then says what the rounding does.
+keeps our weights in few bits; `apart` then says what the rounding does. `--graphs` replays our steps as CUDA graphs;
+that they were recorded before the race is not charged.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 The published recipe: rank 128 on the published layers, bfloat16, blocks computed again in the backward pass; 512 x 512,
 121 frames, a reference of 5 s. `plain` is the same step by diffusers' forward, PEFT and AdamW, batch 1, no masks.
-Seconds are the median of the steps after the first; peak bytes are what PyTorch handed out, beside what
-`idlora train --plan` foretells. `--connectors` makes the text of every step from features by connectors of the
+Seconds are the median of the steps after the first; peak bytes are what PyTorch handed out, with `--foretell` beside
+what `idlora train --plan` says. `--connectors` makes the text of every step from features by connectors of the
 published size, which wait in main memory and come block by block, as the trainer has it where the base is stored small;
 `--memory` caps what PyTorch may hand out. `--scale tiny` is a few narrow blocks, to try the script on a CPU.
 """
@@ -254,7 +254,8 @@ def main() -> None:
             line = measured(given, way, storage, size)
         except Exception as error:  # noqa: BLE001 - the others must still run
             failed = f"{type(error).__name__}: {error}"[:300]
-            line = {"generation": given.generation, "way": way, "storage": storage, "batch": size, "failed": failed}
+            line = {"generation": given.generation, "way": way, "storage": storage, "batch": size}
+            line |= {"connectors": given.connectors, "memory": given.memory, "failed": failed}
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
