@@ -82,6 +82,17 @@ def test_the_fp8_kernel_gives_what_its_emulation_gives(monkeypatch: pytest.Monke
     assert not torch.equal(packed(x), emulated)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@torch.no_grad()
+def test_on_a_gpu_products_in_fp8_are_near_and_compile_as_one_graph() -> None:
+    packed = PackedLinear(layer(256, 512, torch.bfloat16), "fp8-scaled")
+    x = torch.randn(2, 50, 512).bfloat16()
+    expected, there = packed(x), packed.to("cuda")
+    assert packing._multiplies_fp8(x.cuda(), there.weight) == (torch.cuda.get_device_capability() >= (8, 9))
+    for found in (there(x.cuda()), torch.compile(there, fullgraph=True)(x.cuda())):
+        torch.testing.assert_close(found.cpu(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("storage", SMALL)
 def test_a_packed_layer_compiles_as_one_graph(storage: Any, autocast: bool) -> None:
