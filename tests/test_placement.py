@@ -76,10 +76,17 @@ def test_nobody_asks_the_embeddings_where_the_text_encoder_works(
     generation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # They wait in main memory, and they are the first weights of most text encoders.
-    pipe = pipeline(generation, Placement("offload"))
-    kind = type(pipe.components.text_encoder)
-    monkeypatch.setattr(kind, "device", property(lambda _: pytest.fail("asked")), raising=False)
+    pipe, asked = pipeline(generation, Placement("offload")), list[str]()
+
+    def device(_encoder: nn.Module) -> torch.device:
+        asked.append("device")
+        return torch.device("cpu")
+
+    monkeypatch.setattr(type(pipe.components.text_encoder), "device", property(device))
     clip(pipe)
+    assert asked == []
+    assert pipe.components.text_encoder.device == torch.device("cpu")
+    assert asked == ["device"]
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

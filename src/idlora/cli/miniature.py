@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from idlora.cli.generate import checked_device
+from idlora.data.processes import own_processors
 
 app = typer.Typer(no_args_is_help=True, help="Make and measure the miniature, the same model made small.")
 
@@ -52,7 +52,7 @@ def train(
     schedule = stages.schedule_of(stage)
     rate = schedule.learning_rate if rate is None else rate
     schedule = replace(schedule, steps=steps or schedule.steps, learning_rate=rate, seed=seed)
-    shop = Workshop(work, start, device=device, workers=os.cpu_count() or 1)
+    shop = Workshop(work, start, device=device, workers=own_processors())
     shop = replace(shop, compile=Faster.COMPILE in (faster or ()), bf16=Faster.BF16 in (faster or ()))
     logging.getLogger("idlora").setLevel(logging.INFO)
     with _progress() as progress:

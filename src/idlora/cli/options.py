@@ -83,13 +83,7 @@ TABLE = (
     Row("--text-interval", Interval, "Sigmas, low and high, between which it acts.", GUIDANCE, "guidance.text"),
     Row("--text-every", int, "Computed in one of so many steps, and reused.", GUIDANCE, "guidance.text.every"),
     Row("--identity-scale", float, "Pull towards the voice; 0 is off.", GUIDANCE, "guidance.identity.scale"),
-    Row(
-        "--identity-video-scale",
-        float,
-        "The same for the picture; 0 is off.",
-        GUIDANCE,
-        "guidance.identity.video",
-    ),
+    Row("--identity-video-scale", float, "The same for the picture; 0 is off.", GUIDANCE, "guidance.identity.video"),
     Row(
         "--identity-base/--no-identity-base",
         bool,
@@ -167,12 +161,7 @@ TABLE = (
     Row("--style", list[str], "One more adapter, FILE or FILE:STRENGTH; may be repeated.", MODEL),
     Row("--fuse/--keep-apart", bool, "Add adapters (not the distilled one) to the weights: faster steps.", MODEL),
     Row("--compile/--eager", bool, "Compile the blocks: a minute or more at first, then faster steps.", MODEL),
-    Row(
-        "--graphs/--no-graphs",
-        bool,
-        "Record steps as CUDA graphs: launching kernels takes no time.",
-        MODEL,
-    ),
+    Row("--graphs/--no-graphs", bool, "Record steps as CUDA graphs: no time to launch kernels.", MODEL),
     Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
     Row("--text-cache", str, "Folder that keeps encoded prompts, auto or off.", MODEL, default="auto"),

@@ -29,10 +29,7 @@ def reproduce(
     latents: Annotated[
         Path | None, typer.Option(help="Encoded pairs of the world for training; without, they are made.")
     ] = None,
-    workers: Annotated[
-        int,
-        typer.Option(min=0, help="Processes side by side; 0: as many as processors, to 8."),
-    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes side by side; 0: as many as processors, to 8.")] = 0,
     model: Annotated[str, typer.Option(help="`miniature` or a model folder of its kind.")] = "miniature",
 ) -> None:
     """Measure every claim of the paper that can be; a second call goes on where the first stopped."""
@@ -42,10 +39,8 @@ def reproduce(
     from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce, studio_of
     from idlora.pipeline import IDLoraPipeline
 
-    lab, extent = (
-        Laboratory.of(IDLoraPipeline.from_pretrained(model), latents),
-        extent_of(quick=quick, speakers=speakers),
-    )
+    extent = extent_of(quick=quick, speakers=speakers)
+    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
     workers = workers or min(own_processors(), _MOST_WORKERS)
     crew = Crew(partial(studio_of, model, latents, extent, out), workers) if workers > 1 else None
     found = reproduce(lab, extent, out, lambda text: print(text, file=sys.stderr, flush=True), crew)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from idlora.data.processes import own_processors
 from idlora.errors import InputError, OutputError
 
 app = typer.Typer(help="The procedural world of talking heads.")
@@ -73,7 +73,7 @@ def pairs(
         make_folder(folder)
     wanted = [WorldPair(chosen, index) for index in range(first, first + count)]
     with work_bar("rendering", len(wanted)) as moved:
-        for number in render_pairs(wanted, out, workers or os.cpu_count() or 1):
+        for number in render_pairs(wanted, out, workers or own_processors()):
             moved(number)
     manifest = out / MANIFEST_NAME
     known = {pair.id: pair for pair in read_manifest(manifest)[0]} if manifest.is_file() else {}
@@ -103,7 +103,7 @@ def recordings(
     make_folder(out)
     wanted = draw_recordings(speakers, files) + draw_conversations(speakers, conversations)
     with work_bar("rendering", len(wanted)) as moved:
-        for number in write_recordings(wanted, out, workers or os.cpu_count() or 1):
+        for number in write_recordings(wanted, out, workers or own_processors()):
             moved(number)
     write_text(out / TRUTH_NAME, json.dumps([each.truth() for each in wanted], indent=1) + "\n")
     print(f"{out}: {len(wanted)} recordings of {speakers} speakers, and {TRUTH_NAME}")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from idlora.data.processes import own_processors
 from idlora.errors import OutputError, SettingsError
 from idlora.evaluation.reproduction.ablations import Trained, Workshop
 from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent
@@ -46,7 +46,7 @@ class Laboratory:
     @classmethod
     def of(cls, pipe: IDLoraPipeline, latents: Path | None = None) -> Laboratory:
         """That of a pipeline, with all judges that need no weights (SettingsError if a package is missing)."""
-        workshop = Workshop(pipe, latents, os.cpu_count() or 1)
+        workshop = Workshop(pipe, latents, own_processors())
         return cls(PipelineMaker(pipe), pipe.card.defaults, Owner(pipe.digests, offline_judges()), workshop)
 
     def adapters(self, out: Path) -> dict[str, Trained]:
