@@ -143,6 +143,34 @@ def test_the_file_has_the_published_layout(network: Any, tmp_path: Path) -> None
     assert keys == {key for key in published if key.startswith((f"{stem}.0.", f"{stem}.1."))}
 
 
+def test_stacked_blocks_are_read_as_what_they_were(network: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "plain.safetensors", tmp_path / "stacked.safetensors"]
+    weights = AdapterWeights(random_weights(network).layers, {"rank": "2"})
+    some = dict(weights.layers)
+    some.pop("transformer_blocks.0.audio_attn1.to_q")  # of one block alone: stays as it is
+    for each in (weights.layers, some):
+        for path in paths:
+            write_adapter(path, AdapterWeights(each, weights.metadata), stacked=path is paths[1])
+        plain, stacked = (read_adapter(path) for path in paths)
+        assert stacked.layers.keys() == plain.layers.keys() == each.keys()
+        assert (stacked.digest, stacked.metadata) == (plain.digest, plain.metadata)
+        assert paths[1].stat().st_size < paths[0].stat().st_size
+    with safe_open(paths[1], framework="pt") as file:
+        keys = set(file.keys())
+    stem = "diffusion_model.transformer_blocks"
+    assert {f"{stem}.*.audio_attn1.to_k.lora_A.weight", f"{stem}.1.audio_attn1.to_q.lora_A.weight"} <= keys
+
+
+def test_the_digest_is_of_names_and_numbers(network: Any) -> None:
+    weights = random_weights(network)
+    name, layer = next(iter(weights.layers.items()))
+    assert AdapterWeights(dict(reversed(list(weights.layers.items()))), {"seed": "1"}).digest == weights.digest
+    other = LowRank(layer.a.clone(), layer.b)
+    other.a[0, 0] += 1e-3
+    assert AdapterWeights({**weights.layers, name: other}).digest != weights.digest
+    assert AdapterWeights({**weights.layers, name: LowRank(layer.b.T, layer.a.T)}).digest != weights.digest
+
+
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 def test_published_adapters_fit_the_full_size_network(generation: str, full_size: Any) -> None:
     shapes = json.loads((KEYS / f"keys_lora_{generation}.json").read_text(encoding="utf-8"))

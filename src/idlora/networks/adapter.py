@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identity adapter: low-rank branches W x + scale B A x beside linear layers of the transformer.
 
-Read and saved in the published key layout `diffusion_model.<module>.lora_A.weight` (no alpha: scale 1).
+Read and saved in the published key layout `diffusion_model.<module>.lora_A.weight` (no alpha: scale 1). Many small ones
+are saved with the layers of all blocks as one tensor, `diffusion_model.transformer_blocks.*.<layer>.lora_A.weight`
+(blocks, rank, D): names and offsets are else an eighth of such a file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -23,6 +26,7 @@ from idlora.files import write_tensors
 from idlora.networks.checkpoints import open_weights, to_diffusers_key, to_official_key
 from idlora.networks.generations import generation_of
 from idlora.networks.packing import PackedLinear
+from idlora.networks.stacking import stacked_blocks, unstacked
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +67,25 @@ class AdapterWeights:
         """The layers without the blocks' numbers."""
         return {re.sub(r"^transformer_blocks\.\d+\.", "", name) for name in self.layers}
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and numbers, as 64 hexadecimal digits: the same in whatever layout they were read from."""
+        found = hashlib.sha256()
+        for name, layer in sorted(self.layers.items()):
+            for part in (layer.a, layer.b):
+                found.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+                found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
 
 def read_adapter(path: Path) -> AdapterWeights:
-    """Read an adapter in the published layout.
+    """Read an adapter in the published layout, or in that of many small ones.
 
     Raises:
         WeightsError: the file is missing or broken, or holds something else than pairs lora_A, lora_B.
     """
     with open_weights(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        tensors = unstacked({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
         metadata = file.metadata() or {}
     suffix_a, suffix_b = ".lora_A.weight", ".lora_B.weight"
     modules = {key.removesuffix(suffix_a) for key in tensors if key.endswith(suffix_a)}
@@ -89,14 +103,16 @@ def read_adapter(path: Path) -> AdapterWeights:
     return AdapterWeights(layers, metadata)
 
 
-def write_adapter(path: Path, weights: AdapterWeights, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write an adapter in the published layout, with its metadata."""
+def write_adapter(
+    path: Path, weights: AdapterWeights, dtype: torch.dtype = torch.bfloat16, *, stacked: bool = False
+) -> None:
+    """Write an adapter with its metadata, in the published layout, or `stacked` in that of many small ones."""
     tensors = {}
     for name, layer in weights.layers.items():
         stem = LORA_PREFIX + to_official_key(name)
         tensors[f"{stem}.lora_A.weight"] = layer.a.detach().to("cpu", dtype).contiguous()
         tensors[f"{stem}.lora_B.weight"] = layer.b.detach().to("cpu", dtype).contiguous()
-    write_tensors(path, tensors, weights.metadata)
+    write_tensors(path, stacked_blocks(tensors) if stacked else tensors, weights.metadata)
 
 
 def _some(names: Any) -> str:

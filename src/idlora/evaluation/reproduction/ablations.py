@@ -16,8 +16,7 @@ from idlora.data.manifest import read_manifest, write_manifest
 from idlora.data.world.pairs import WorldPair, render_pairs
 from idlora.errors import OutputError
 from idlora.evaluation.store import fingerprint
-from idlora.files import replacing, sha256_of
-from idlora.networks.adapter import read_adapter
+from idlora.networks.adapter import read_adapter, write_adapter
 from idlora.pipeline import IDLoraPipeline, Settings
 from idlora.pipeline.card import ModelCard, defaults_for
 from idlora.pipeline.records import from_json
@@ -107,7 +106,7 @@ ABLATIONS: tuple[Ablation, ...] = (
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter's file, its SHA-256, and the settings that its clips are made with."""
+    """An adapter's file, the digest of its numbers, and the settings that its clips are made with."""
 
     file: Path
     digest: str
@@ -133,8 +132,8 @@ def found(folders: Iterable[Path], card: ModelCard) -> dict[str, Trained]:
 
 
 def _trained(file: Path, card: ModelCard) -> Trained:
-    metadata = read_adapter(file).metadata
-    return Trained(file, sha256_of(file), defaults_for(card, metadata, file).defaults)
+    weights = read_adapter(file)
+    return Trained(file, weights.digest, defaults_for(card, weights.metadata, file).defaults)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +176,7 @@ def _train(ablation: Ablation, latents: Path, out: Path, moved: Notice) -> None:
         moved(f"training {ablation.key}: step {step} of {config.steps}, loss {values.get('loss', float('nan')):.4f}")
 
     trained = run_training(config, told)
-    with replacing(out / ablation.file_name) as temporary:
-        temporary.write_bytes(trained.read_bytes())
+    write_adapter(out / ablation.file_name, read_adapter(trained), stacked=True)
 
 
 def encoded_pairs(pipe: IDLoraPipeline, folder: Path, moved: Notice, workers: int = 1) -> Path:

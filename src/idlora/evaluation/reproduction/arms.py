@@ -160,8 +160,13 @@ class Arm:
         )
 
     def key(self, settings: Settings, digest: str = "") -> str:
-        """Names the clips: by everything but speaker, prompt and seed; `digest` is that of the ablation's file."""
-        told: dict[str, Any] = {"arm": vars(self), "settings": settings_to_json(settings), "code": _CODE}
+        """Names the clips: by everything but speaker, prompt and seed; `digest` is that of the ablation's numbers.
+
+        What an arm leaves as it is is not told, so that clips of before keep their names when arms learn something new.
+        """
+        plain = vars(Arm(self.name))
+        changed = {name: value for name, value in vars(self).items() if value != plain[name]}
+        told: dict[str, Any] = {"arm": changed, "settings": settings_to_json(settings), "code": _CODE}
         if digest:
             told["adapter"] = digest
         return f"{self.name}/{fingerprint(told)}"
