@@ -40,6 +40,9 @@ from idlora.evaluation.reproduction.trials import Owner
 from idlora.evaluation.statistics import Estimate
 from idlora.networks.adapter import IDENTITY, AdapterWeights, write_adapter
 from idlora.pipeline import Request
+from idlora.pipeline.generation import prepare
+from idlora.pipeline.inputs import read_inputs
+from idlora.pipeline.meter import Meter
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,15 +319,35 @@ def test_joint_clips_are_the_pipelines_own() -> None:
     assert np.array_equal(clip.sound, Footage.of_arrays(result.video, result.audio, result.sample_rate).sound)
 
 
-def test_sound_made_alone_hears_no_picture_and_the_cascade_keeps_it() -> None:
+def test_sound_made_alone_hears_no_picture() -> None:
     darker = np.asarray(tiny_pipeline.PICTURE) // 3
     alone = Arm("alone", making="alone")
     assert np.array_equal(sound_of(alone), sound_of(alone, darker))
     assert not np.array_equal(sound_of(HARD), sound_of(HARD, darker))
-    assert np.array_equal(sound_of(CASCADE), sound_of(alone))
-    clip = PipelineMaker(tiny_pipeline.pipeline()).make(CASCADE, requests())[0]
-    assert clip.frames is not None
-    assert clip.frames.shape[0] == tiny_pipeline.SETTINGS.num_frames
+
+
+def test_a_cascade_makes_the_sound_unseen_and_then_keeps_it() -> None:
+    darker = np.asarray(tiny_pipeline.PICTURE) // 3
+    assert np.array_equal(sound_of(CASCADE), sound_of(CASCADE, darker))
+    assert np.allclose(sound_of(CASCADE), sound_of(HARD, None), atol=1e-5)
+    maker = PipelineMaker(tiny_pipeline.pipeline())
+    driven, joint = (maker.make(arm, requests())[0].pictures for arm in (CASCADE, HARD))
+    assert driven.shape == joint.shape
+    assert not np.array_equal(driven, joint)
+
+
+def test_a_picture_is_driven_by_the_sound_that_is_finished() -> None:
+    pipe = tiny_pipeline.pipeline()
+    maker, (request,) = PipelineMaker(pipe), requests()
+    batch = [read_inputs(request)]
+    texts = pipe.texts(batch, Meter(pipe.device))
+    sound = prepare(batch, request.settings, pipe.codecs, pipe.device)
+    tokens = torch.randn(sound.audio.tokens.shape, generator=torch.Generator().manual_seed(1))
+    driven = [maker._driven(batch, texts, sound.with_tokens(sound.video.tokens, each)) for each in (tokens, -tokens)]
+    target = sound.audio.num_reference
+    for state, each in zip(driven, (tokens, -tokens), strict=True):
+        assert torch.allclose(state.audio.tokens, each[:, target:], atol=1e-5)
+    assert not torch.allclose(driven[0].video.tokens, driven[1].video.tokens)
 
 
 def test_an_interval_of_a_row_is_that_of_the_laboratory() -> None:

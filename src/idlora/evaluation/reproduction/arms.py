@@ -112,7 +112,8 @@ class Arm:
         reference: recorded in another place than the clip's (`hard`), in the same (`easy`), or `none`: then the base
             works without the adapter.
         making: `joint`: both streams in one pass; `alone`: the sound with the streams isolated from each other;
-            `cascade`: that, and then the picture driven by the finished sound, the adapter off.
+            `cascade`: the sound without sight of the face, then the picture driven by the finished sound, the adapter
+            off.
         seconds: length of the reference.
         scale: of identity guidance.
         base_pass: the pass without reference is by the base alone.

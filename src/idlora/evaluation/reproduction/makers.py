@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the arms' clips are made: jointly, the sound alone, or sound first and then the picture driven by it."""
+"""How the arms' clips are made: jointly, the sound alone, or the sound first and then the picture driven by it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from idlora.core.guidance import NEUTRAL, X0, Pass
 from idlora.core.noise import generators_for
@@ -27,7 +28,7 @@ from idlora.networks.codecs import vocoder_rate
 from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.pipeline import IDLoraPipeline, Request
-from idlora.pipeline.generation import Sampling, decoded_sound, denoise, noise, prepare, schedule
+from idlora.pipeline.generation import decoded_sound, noise, prepare, schedule
 from idlora.pipeline.inputs import Inputs, read_inputs
 from idlora.pipeline.meter import Meter
 from idlora.pipeline.settings import Settings
@@ -56,6 +57,21 @@ class Isolated(GuidedDenoiser):
 
 
 @dataclass(frozen=True)
+class Driving(GuidedDenoiser):
+    """The picture beside a sound that is finished: at every noise level the sound is the finished one, noised so.
+
+    A model whose streams have always shared their noise level knows no clean sound beside a noisy picture, so the known
+    stream takes the place of what the model would make of it (the replacement of Song et al. 2021, with one noise).
+    """
+
+    sound: Tensor = field(kw_only=True)  # (B, T, C)
+
+    def __call__(self, state: AVState, sigma: float) -> AVState:
+        """As the joint denoiser, but for what it believes the sound to be."""
+        return state.with_tokens(super().__call__(state, sigma).video.tokens, self.sound)
+
+
+@dataclass(frozen=True)
 class PipelineMaker:
     """Makes them with the networks of a pipeline."""
 
@@ -78,9 +94,13 @@ class PipelineMaker:
         with bare:
             meter = Meter(pipe.device)
             texts = pipe.texts(batch, meter)
-            state = pipe.latents(batch, texts, meter) if arm.making == "joint" else self._alone(batch, texts)
-            if arm.making == "cascade":
-                state = self._driven(batch, texts, state)
+            if arm.making == "joint":
+                state = pipe.latents(batch, texts, meter)
+            elif arm.making == "alone":
+                state = self._alone(batch, texts)
+            else:
+                unseen = [replace(inputs, pictures={}) for inputs in batch]
+                state = self._driven(batch, texts, pipe.latents(unseen, texts, meter))
         return self._decoded(state, batch[0].settings, pictures=arm.pictures)
 
     def losses(self, who: int, settings: Settings, adapter: Path | None = None) -> Values:
@@ -100,18 +120,17 @@ class PipelineMaker:
         return sample_euler(guided, state, schedule(settings, self.pipe.codecs.grid(settings)))
 
     def _driven(self, batch: Sequence[Inputs], texts: Texts, sound: AVState) -> AVState:
-        """The picture made anew beside the finished sound, which is frozen, by the base with its own guidance."""
+        """The picture made anew from its first frame beside the finished sound, by the base with its own guidance."""
         asked = batch[0].settings.guidance
         guidance = replace(NEUTRAL, text=replace(asked.text, audio=1.0), modality=replace(asked.modality, audio=1.0))
         settings = replace(batch[0].settings, guidance=guidance)
         generators = generators_for([inputs.settings.seed for inputs in batch])
         voiceless = [replace(inputs, voice=None, settings=settings) for inputs in batch]
         start = noise(prepare(voiceless, settings, self.pipe.codecs, self.pipe.device), generators)
-        finished = detach_reference(sound.audio)
-        state = AVState(start.video, finished.freeze(finished.tokens))
-        sigmas = schedule(settings, self.pipe.codecs.grid(settings))
+        heard = detach_reference(sound.audio).tokens
+        driving = Driving(self._model(settings), texts.positive, texts.negative, guidance, sound=heard)
         with self.pipe.adapters.at({IDENTITY: 0.0}):
-            return denoise(self._model(settings), state, texts, settings, Sampling(sigmas, generators))
+            return sample_euler(driving, start, schedule(settings, self.pipe.codecs.grid(settings)))
 
     def _model(self, settings: Settings) -> JointModel:
         pipe = self.pipe
