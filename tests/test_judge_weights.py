@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from pathlib import Path
@@ -37,6 +36,7 @@ from idlora.evaluation.judges.voxceleb import Ecapa, VoxCelebSpeaker
 from idlora.evaluation.judges.wavlm import LARGE, WavLMEcapaSpeaker, WavLMSpeaker, renamed
 from idlora.evaluation.judges.weights import tensors_of
 from idlora.evaluation.judges.whisper import WhisperListener
+from tiny_networks import byte_vocabulary, write_whisper
 
 TINY_WAVLM: dict[str, Any] = {
     "hidden_size": 16,
@@ -319,16 +319,6 @@ def test_onnx_files_are_run_and_others_refused(tmp_path: Path) -> None:
 # CLAP and Whisper
 
 
-def byte_vocabulary(folder: Path, special: dict[str, int]) -> None:
-    """A tokenizer of single bytes."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    letters = list(bytes_to_unicode().values())
-    vocabulary = {**special, **{letter: len(special) + index for index, letter in enumerate(letters)}}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-
-
 @pytest.fixture(scope="module")
 def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizer
@@ -363,27 +353,8 @@ def test_clap_reads_the_parts_that_prompts_have(clap: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("whisper")
-    byte_vocabulary(folder, {"<|endoftext|>": 0})
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 257}
-    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0}
-    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **tokens, suppress_tokens=None))
-    settings = GenerationConfig(**tokens, max_length=12, is_multilingual=False, no_timestamps_token_id=256)
-    model.generation_config = settings
-    model.save_pretrained(folder)
-    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    write_whisper(folder)
     return folder
 
 

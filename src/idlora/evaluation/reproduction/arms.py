@@ -94,12 +94,13 @@ QUICK = Extent(
 FULL = Extent(
     "full",
     speakers=40,
-    prompts=2,
+    prompts=1,
     steps=20,
     scales=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
     seconds=(0.5, 1.0, 2.0, 4.0, 5.0),
     held_out=40,
     trains=True,
+    trained_speakers=24,
 )
 
 
