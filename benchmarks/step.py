@@ -16,7 +16,8 @@ pipeline gives: a timestep for every token.
 `products` is what shapes alone foretell: the share of the plain way's operations in matrix products. `--compile` adds
 `plain_compiled` and compiles our blocks as well; all are shares of the time of the plain way as it is. `--storage`
 keeps our weights in few bits; `apart` then says what the rounding does. `--graphs` replays our steps as CUDA graphs;
-that they were recorded before the race is not charged.
+that they were recorded before the race is not charged. `--reference-alone` adds `alone`: exact for an adapter whose
+reference hears nothing but itself and is computed once a generation; its numbers are others, and nothing compares them.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ from idlora.core.positions import audio_positions, reference_positions, video_po
 from idlora.core.reference import attach_reference
 from idlora.core.state import AVState, LatentState
 from idlora.networks.blocks import text_memory
-from idlora.networks.executor import Executor, Sharing
+from idlora.networks.executor import Executor, Memories, Sharing
 from idlora.networks.generations import GENERATIONS
 from idlora.networks.graphs import Recorder
-from idlora.networks.joint import JointModel, Prediction, TextContext
+from idlora.networks.joint import JointModel, JointOptions, Prediction, TextContext
 from idlora.networks.packing import STORAGES, Storage, store_small
 from idlora.networks.work import Tokens, step_work
 from idlora.pipeline import Settings, preset_settings
 
 SETTINGS = ("exact", "fast", "distilled")
+ALONE = "alone"
 SIGMA, STEPS, FEW_STEPS, CHANNELS = 0.8, 30, 8, 128
 REFERENCE, TEXT = 126, 1024
 GOALS = {
@@ -178,6 +180,7 @@ def cycles(generation: str, block: int) -> dict[str, list[list[Pass]]]:
     alone = replace(few, identity=replace(few.identity, audio_only=True))
     return {
         "exact": [full.plan(SIGMA, REFERENCE)],
+        ALONE: [full.plan(SIGMA, REFERENCE)],
         "fast": [fast.plan(SIGMA, REFERENCE, kept) for kept in steps],
         "distilled": [alone.plan(SIGMA, REFERENCE)],
         "distilled_full": [few.plan(SIGMA, REFERENCE)],
@@ -203,11 +206,17 @@ class Race:
         if where.compiled:
             self.model.compile_blocks(dynamic=False)
             self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in net.transformer_blocks}
-        self.executors: dict[str, Any] = {name: Executor(self.model, *self.texts, where.sharing) for name in names}
+        self.apart = self.model.with_options(JointOptions(reference_attention="alone"))
+        models = {name: self.apart if name == ALONE else self.model for name in names}
+        self.executors: dict[str, Any] = {
+            name: Executor(model, *self.texts, where.sharing) for name, model in models.items()
+        }
         self.lanes = Lanes()
         for block in net.transformer_blocks:
             block.register_forward_hook(lambda *_: self.lanes.passed())
-        self.once = self._once()
+        self.once = dict.fromkeys(names, self._once())
+        if ALONE in names:
+            self.once[ALONE] += self._once_alone()
         self.distance = self._warm()
 
     @contextmanager
@@ -227,6 +236,16 @@ class Race:
                 for block in blocks:
                     for prefix, context in pairs:
                         text_memory(block, prefix, context, None)
+
+        return self.where.timed(work)[0]
+
+    def _once_alone(self) -> float:
+        """Seconds of a reference by itself."""
+
+        def work() -> None:
+            memories = Memories(self.apart, self.state)
+            for index, block in enumerate(self.apart.transformer.transformer_blocks):
+                memories.of(block, index)
 
         return self.where.timed(work)[0]
 
@@ -277,7 +296,7 @@ class Race:
             told["plain_compiled"] = self.where.timed(self._plain_compiled)[0] / plain
         for name, plans in self.cycles.items():
             step, steps = found[name][0] / len(plans), FEW_STEPS if "distilled" in name else STEPS
-            told[name] = (steps * step + self.once) / (STEPS * plain)
+            told[name] = (steps * step + self.once[name]) / (STEPS * plain)
         return told
 
     def foretold(self, size: Size) -> dict[str, float]:
@@ -286,7 +305,12 @@ class Race:
         tokens = Tokens(math.prod(size.grid), size.audio, REFERENCE, TEXT)
         plain = sum(step_work(config, tokens, [replace(run, perturbed_blocks=())]).flops for run in self.plan)
         flops = {
-            name: sum(step_work(config, tokens, plan, kept_text=kept).flops for plan in plans) / len(plans) / plain
+            name: sum(
+                step_work(config, tokens, plan, kept_text=kept, reference="kept" if name == ALONE else "joint").flops
+                for plan in plans
+            )
+            / len(plans)
+            / plain
             for name, plans in self.cycles.items()
         }
         return {name: share * (FEW_STEPS / STEPS if "distilled" in name else 1) for name, share in flops.items()}
@@ -323,6 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-branches", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=540.0, help="for all; one turn of each takes place anyway")
     parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
+    parser.add_argument("--reference-alone", action="store_true", help="exact where the reference hears itself alone")
     parser.add_argument("--compile", action="store_true", help="compiled blocks on both sides too")
     parser.add_argument("--storage", choices=STORAGES, default="full")
     parser.add_argument("--graphs", action="store_true")
@@ -335,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = replace(SMALL if given.scale == "small" else FULL, layers=given.layers)
     how = Sharing(given.max_branches), given.compile, given.storage, given.graphs
     where = Where(given.device, getattr(torch, given.dtype), *how)
-    names = (*SETTINGS, "distilled_full") if given.full_identity else SETTINGS
+    names = (*SETTINGS, *["distilled_full"] * given.full_identity, *[ALONE] * given.reference_alone)
     share, told = given.seconds / len(given.generations), dict[str, Any]()
     with torch.no_grad():
         for generation in given.generations:

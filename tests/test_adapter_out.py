@@ -22,12 +22,11 @@ from idlora.networks.adapter import IDENTITY_TARGETS, AdapterWeights, inject_ada
 from idlora.networks.adapter_info import describe_adapter
 from idlora.networks.checkpoints import to_official_key
 from idlora.networks.generations import GENERATIONS
-from idlora.networks.joint import JointModel
+from idlora.networks.joint import JointModel, JointOptions
 from idlora.pipeline import IDLoraPipeline, preset_settings, settings_to_json
 from idlora.pipeline.card import ModelCard, defaults_for
 from idlora.training.identity.config import AdapterShape, Model, Saving, config_to_json
 from idlora.training.identity.engine import Trainer
-from idlora.training.identity.module import joint_options
 from idlora.training.objective import TrainingBatch, training_step
 from stored_keys import stored
 from tiny_pipeline import PICTURE, PROMPT, digest, voice
@@ -53,7 +52,7 @@ class Run:
     def velocity(self, transformer: Any) -> Tensor:
         """Of a network, under the masks of the training."""
         module = self.trainer.job.module.eval()
-        model = JointModel(transformer, joint_options(self.trainer.config.objective))
+        model = JointModel(transformer, JointOptions.of(self.trainer.config.objective))
         found = training_step(model, self.batch, module.objective).prediction
         return torch.cat([found.video.flatten(), found.audio.flatten()])
 
@@ -146,6 +145,7 @@ def test_the_metadata_says_all_of_the_training(run: Run) -> None:
         "rounding": "fp32",
         "mask_reference_to_video": "true",
         "reference_text": "block",
+        "reference_attention": "joint",
         "steps": "4",
         "seed": "7",
     }
@@ -242,12 +242,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TRAINED = {
     "mask_reference_to_video": "true",
     "reference_text": "block",
+    "reference_attention": "alone",
     "rounding": "bf16-training",
     "positions": "shared",
 }
 TAKEN = {
     "mask_reference_to_video": True,
     "reference_text": "block",
+    "reference_attention": "alone",
     "positions": "bf16-training",
     "reference_time": "shared",
 }
@@ -274,7 +276,7 @@ def test_each_of_them_counts_by_itself_and_a_trained_file_names_them_all(run: Ru
         assert defaults_for(card, {name: value}, file) == replace(card, defaults=replace(card.defaults, **changed))
     assert defaults_for(card, {"rank": "2"}, file) == card
     found = defaults_for(card, read_adapter(run.file).metadata, file).defaults
-    masks = joint_options(run.trainer.config.objective)
+    masks = JointOptions.of(run.trainer.config.objective)
     assert (found.mask_reference_to_video, found.reference_text) == (masks.mask_reference_to_video, "block")
 
 
@@ -287,7 +289,13 @@ def test_all_three_ways_of_the_text_make_different_clips() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("mask_reference_to_video", "yes"), ("reference_text", "true"), ("rounding", "fp8"), ("positions", "behind")],
+    [
+        ("mask_reference_to_video", "yes"),
+        ("reference_text", "true"),
+        ("reference_attention", "none"),
+        ("rounding", "fp8"),
+        ("positions", "behind"),
+    ],
 )
 def test_what_no_training_can_have_been_is_refused_by_file(name: str, value: str, model: Path, tmp_path: Path) -> None:
     file = written(tmp_path, {name: value})
@@ -299,6 +307,6 @@ def test_the_official_preset_leaves_the_reference_open(tmp_path: Path) -> None:
     card = defaults_for(ModelCard(), TRAINED, tmp_path)
     found = preset_settings("official", card.defaults, GENERATIONS["2.3"])
     assert (found.mask_reference_to_video, found.reference_text, found.positions) == (False, "open", "bf16-inference")
-    assert found.reference_time == "negative"
+    assert (found.reference_time, found.reference_attention) == ("negative", "joint")
     kept = preset_settings("two-stage", card.defaults, GENERATIONS["2.3"])
     assert (kept.mask_reference_to_video, kept.reference_text) == (True, "block")

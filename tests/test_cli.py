@@ -34,10 +34,10 @@ OPTIONS = """
 --identity-video-scale --identity-base/--no-identity-base --identity-audio-only/--identity-both --identity-interval
 --identity-every --stg-video-scale --stg-audio-scale --stg-blocks --stg-interval --stg-every --modality-video-scale
 --modality-audio-scale --modality-interval --modality-every --first-block-cache --rescale-video --rescale-audio
---reference-mask/--no-reference-mask --reference-text --positions --reference-time --official-noise/--own-noise
---voice-seconds --clean-voice/--raw-voice --model --text-encoder --upsampler --transformer --adapter
---adapter-strength --distilled --distilled-strength --refine-strength --style --fuse/--keep-apart --compile/--eager
---graphs/--no-graphs --device --dtype --text-cache --placement --storage --tiled/--not-tiled --max-branches
+--reference-mask/--no-reference-mask --reference-text --reference-attention --positions --reference-time
+--official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model --text-encoder --upsampler --transformer
+--adapter --adapter-strength --distilled --distilled-strength --refine-strength --style --fuse/--keep-apart
+--compile/--eager --graphs/--no-graphs --device --dtype --text-cache --placement --storage --tiled/--not-tiled --max-branches
 """.split()
 
 
@@ -75,6 +75,7 @@ EXAMPLES = {
     "shift": "by-size",
     "aspect": "picture",
     "reference_text": "block",
+    "reference_attention": "alone",
     "positions": "bf16-training",
     "reference_time": "far",
     "num_frames": 17,

@@ -24,7 +24,7 @@ from idlora.networks.denoiser import GuidedDenoiser
 from idlora.networks.executor import Executor, Once, Sharing
 from idlora.networks.generations import GENERATIONS
 from idlora.networks.joint import JointModel, JointOptions, Pass, Prediction, TextContext
-from idlora.networks.work import Tokens, Work, block_evaluations, step_work
+from idlora.networks.work import Reference, Tokens, Work, block_evaluations, step_work
 from idlora.pipeline import PRESETS, Settings, preset_settings
 from tiny_pipeline import adapter_for
 
@@ -32,7 +32,8 @@ LAYERS, STG_BLOCK, SIGMA = 4, 2, 0.6
 ALL = pytest.mark.parametrize("generation", list(GENERATIONS))
 FULL = Guidance(TextGuidance(3.0, 7.0), IdentityGuidance(3.0), STGuidance(blocks=(STG_BLOCK,)), ModalityGuidance())
 OPEN, APART = JointOptions(), Sharing()
-MODES = [OPEN, JointOptions(mask_reference_to_video=True, reference_text="average")]
+ALONE = JointOptions(reference_attention="alone")
+MODES = [OPEN, JointOptions(mask_reference_to_video=True, reference_text="average"), ALONE]
 
 
 def model(generation: str, options: JointOptions = OPEN, **more: Any) -> JointModel:
@@ -68,12 +69,11 @@ def sequential(net: JointModel, generation: str, state: AVState, plan: Sequence[
 def _beside(net: JointModel, states: tuple[AVState, AVState], text: TextContext) -> Tensor:
     """The audio's velocity in the second state where every block is given the video of the first: whole blocks."""
     level = torch.full((states[0].video.tokens.shape[0],), SIGMA)
-    streams = [net._streams(state, level, text) for state in states]
-    heard, own = ([net.enter(state.video, ""), net.enter(state.audio, "audio_")] for state in states)
+    (heard, own), streams = zip(*(net._inputs(state, level, text) for state in states), strict=True)
     for index, block in enumerate(net.transformer.transformer_blocks):
         options = [net.block_options(state.audio, Pass("plain"), index) for state in states]
-        own[1] = block_forward(block, (heard[0], own[1]), streams[1], options[1])[1]
-        heard = list(block_forward(block, (heard[0], heard[1]), streams[0], options[0]))
+        own = block_forward(block, (heard[0], own[1]), streams[1], options[1])
+        heard = block_forward(block, heard, streams[0], options[0])
     return net.leave(states[1], (heard[0], own[1]), streams[1]).audio
 
 
@@ -88,7 +88,7 @@ def assert_same(found: dict[str, Prediction], expected: dict[str, Prediction]) -
 
 @ALL
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("options", MODES, ids=["open", "masked"])
+@pytest.mark.parametrize("options", MODES, ids=["open", "masked", "alone"])
 @torch.no_grad()
 def test_every_preset_gives_the_numbers_of_the_sequential_passes(
     generation: str, preset: str, options: JointOptions
@@ -104,16 +104,20 @@ def test_every_preset_gives_the_numbers_of_the_sequential_passes(
 @ALL
 @pytest.mark.parametrize("most", [2, 5])
 @pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("options", [OPEN, ALONE], ids=["open", "alone"])
 @torch.no_grad()
-def test_passes_in_one_batch_give_the_same_numbers(generation: str, most: int, batch: int) -> None:
-    net, plan, state = model(generation), FULL.plan(SIGMA, 3), tiny.state(batch=batch)
+def test_passes_in_one_batch_give_the_same_numbers(
+    generation: str, most: int, batch: int, options: JointOptions
+) -> None:
+    net, plan, state = model(generation, options), FULL.plan(SIGMA, 3), tiny.state(batch=batch)
     found = executor(net, generation, Sharing(most), batch)(state, SIGMA, plan)
     assert_same(found, sequential(net, generation, state, plan))
 
 
+@pytest.mark.parametrize("options", [OPEN, ALONE], ids=["open", "alone"])
 @torch.no_grad()
-def test_compiled_blocks_give_the_same_numbers() -> None:
-    net, plan, state = model("2.3"), FULL.plan(SIGMA, 3), tiny.state(batch=1)
+def test_compiled_blocks_give_the_same_numbers(options: JointOptions) -> None:
+    net, plan, state = model("2.3", options), FULL.plan(SIGMA, 3), tiny.state(batch=1)
     expected = sequential(net, "2.3", state, plan)
     net.compile_blocks(fullgraph=True, backend="eager")
     assert_same(executor(net, "2.3")(state, SIGMA, plan), expected)
@@ -323,16 +327,20 @@ class Watched(Executor):
 
 @ALL
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("hide", [False, True])
+@pytest.mark.parametrize("options", [OPEN, JointOptions(mask_reference_to_video=True), ALONE])
 @torch.no_grad()
-def test_a_step_takes_the_work_that_its_plan_foretells(generation: str, preset: str, hide: bool) -> None:
-    net, plan = model(generation, JointOptions(hide)), plan_of(preset, generation)
+def test_a_step_takes_the_work_that_its_plan_foretells(generation: str, preset: str, options: JointOptions) -> None:
+    net, plan = model(generation, options), plan_of(preset, generation)
+    hide, alone = options.mask_reference_to_video, options is ALONE
     tokens, state = Tokens(video=8, audio=5, reference=3, text=tiny.TEXT), tiny.state(batch=1)
     run = Watched(net, tiny.context(generation, 1), tiny.context(generation, 1, seed=9))
-    for kept in (False, generation == "2.0"):
+    for number, kept in enumerate((False, generation == "2.0")):
         run.blocks, run.work = 0, Work()
         run(state, SIGMA, plan)
-        assert run.work == step_work(net.transformer.config, tokens, plan, hide_reference=hide, kept_text=kept)
+        how: Reference = ("kept" if number else "alone") if alone else "joint"
+        config = net.transformer.config
+        told = step_work(config, tokens, plan, hide_reference=hide, kept_text=kept, reference=how)
+        assert run.work == told
         assert run.blocks == block_evaluations(plan, LAYERS)
 
 

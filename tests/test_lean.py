@@ -105,6 +105,7 @@ def test_a_feed_forward_network_in_portions_has_the_gradient_of_its_formula(toke
 
 MASKS: tuple[ReferenceText, ...] = ("block", "average")
 OPTIONS = [JointOptions(), *(JointOptions(mask_reference_to_video=True, reference_text=each) for each in MASKS)]
+OPTIONS.append(JointOptions(reference_attention="alone"))
 
 
 def gradients(generation: str, options: JointOptions, recomputed: int, *, keeps_attention: bool = False) -> Tensor:
@@ -120,7 +121,9 @@ def gradients(generation: str, options: JointOptions, recomputed: int, *, keeps_
     return torch.cat([each.grad.flatten() for each in adapter.parameters() if each.grad is not None])
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.reference_text)
+@pytest.mark.parametrize(
+    "options", OPTIONS, ids=lambda options: f"{options.reference_text} {options.reference_attention}"
+)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_adapter_has_the_gradients_of_the_plain_network(
     generation: str, options: JointOptions, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,7 @@ any_settings = st.builds(
     guidance=guidances,
     mask_reference_to_video=st.booleans(),
     reference_text=st.sampled_from(["open", "average", "block"]),
+    reference_attention=st.sampled_from(["joint", "alone"]),
     positions=st.sampled_from(["fp32", "bf16-inference", "bf16-training"]),
     reference_time=st.sampled_from(["negative", "adjacent", "shared", "far"]),
     first_block_cache=share,

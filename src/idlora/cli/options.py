@@ -126,6 +126,13 @@ TABLE = (
         "mask_reference_to_video",
     ),
     Row("--reference-text", str, "What the reference gets of the text: open, average, block.", CLIP, "reference_text"),
+    Row(
+        "--reference-attention",
+        str,
+        "What the reference hears: joint, or alone for adapters trained so.",
+        CLIP,
+        "reference_attention",
+    ),
     Row("--positions", str, "fp32, or as the official code: bf16-inference, bf16-training.", CLIP, "positions"),
     Row(
         "--reference-time",

@@ -63,6 +63,22 @@ def detach_reference(state: LatentState) -> LatentState:
     )
 
 
+def reference_part(state: LatentState) -> LatentState:
+    """The reference as a stream of its own, which is given as a whole; the other part of `detach_reference`."""
+    end = state.num_reference
+    return replace(
+        state,
+        tokens=state.clean[:, :end],
+        positions=state.positions[:, :, :end],
+        denoise_mask=torch.ones_like(state.denoise_mask[:, :end]),
+        clean=state.clean[:, :end],
+        num_reference=0,
+        valid=None if state.valid is None else state.valid[:, :end],
+        frozen=True,
+        masking="ones",
+    )
+
+
 def without_reference(state: AVState) -> AVState:
     """Both streams, the audio without its reference: the input of the identity pass."""
     return AVState(detach_reference(state.video), detach_reference(state.audio))

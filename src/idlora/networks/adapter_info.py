@@ -31,6 +31,7 @@ _HEADINGS: Mapping[str, str] = {
     "rounding": "positions in training",
     "mask_reference_to_video": "reference and picture",
     "reference_text": "reference and text",
+    "reference_attention": "reference and the rest",
     "data": "encoded pairs",
     "seed": "seed",
     "trained_by": "trained by",
@@ -53,6 +54,10 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "open": "the reference attends to the text",
         "average": "the reference gets the mean over all text tokens",
         "block": "the reference gets nothing of the text",
+    },
+    "reference_attention": {
+        "joint": "the reference hears the target too",
+        "alone": "the reference hears nothing but itself",
     },
 }
 _TOLD_OTHERWISE = ("format", "generation", "rank", "targets", *_HEADINGS)

@@ -40,6 +40,13 @@ class _Turn:
         """The gradient of x."""
         return rms_gradient(self.norm, x, self._back(gradient, *(self.rotary or ())))
 
+    def before(self, other: _Turn) -> _Turn:
+        """That of queries or keys with others behind them; tokens are the last axis but one of rotary tables."""
+        if self.rotary is None or other.rotary is None:
+            return self
+        first, second = (torch.cat(parts, dim=-2) for parts in zip(self.rotary, other.rotary, strict=True))
+        return _Turn(self.norm, self.split, (first, second))
+
     def _rotated(self, x: Tensor, *rotary: Tensor) -> Tensor:
         if not rotary:
             return x
@@ -57,6 +64,19 @@ class KeysValues(NamedTuple):
     key: Tensor  # (B, S, D)
     value: Tensor  # (B, S, D)
     turn: _Turn | None = None  # what the keys still need, in training alone
+
+    def turned(self) -> KeysValues:
+        """With keys that need nothing more."""
+        return self if self.turn is None else KeysValues(self.turn(self.key), self.value)
+
+
+def joined(first: KeysValues, second: KeysValues) -> KeysValues:
+    """What stands in front, and then what stands behind it, of one attention."""
+    if first.turn is None or second.turn is None:
+        first, second = first.turned(), second.turned()
+    turn = None if first.turn is None or second.turn is None else first.turn.before(second.turn)
+    key, value = (torch.cat(parts, dim=1) for parts in zip(first[:2], second[:2], strict=True))
+    return KeysValues(key, value, turn)
 
 
 def keys_values(attention: Any, context: Tensor, rotary: Rotary | None = None) -> KeysValues:

@@ -13,11 +13,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from idlora.networks.attention import KeysValues, Rotary, attend, keys_values, projected
+from idlora.networks.attention import KeysValues, Rotary, attend, joined, keys_values, projected
 from idlora.networks.lean import Residual, gated_sum, is_lean, normed
 
 Once = Callable[..., Any]  # (function, *its arguments): may give what it gave for the same arguments before
 ReferenceText = Literal["open", "average", "block"]
+ReferenceAttention = Literal["joint", "alone"]
 
 
 class Modulation(NamedTuple):
@@ -52,10 +53,12 @@ class StreamInputs(NamedTuple):
     text_bias: Tensor | None  # (B, 1 or T, S) added to the text attention's scores
     key_bias: Tensor | None  # (B, 1, T) added to the scores of this stream's tokens as keys; padding
     text: KeysValues | None = None  # of the text, in one block; None = the block computes them
+    before: KeysValues | None = None  # of a reference that hears itself alone, in one block
+    before_bias: Tensor | None = None  # (B, 1, T_reference), as `key_bias`
 
 
-Streams = tuple[StreamInputs, StreamInputs]
-Pair = tuple[Tensor, Tensor]
+Streams = tuple[StreamInputs, ...]  # video, audio; and a reference that hears itself alone, if it is computed too
+Pair = tuple[Tensor, ...]  # hidden states, likewise
 
 
 class BlockOptions(NamedTuple):
@@ -163,7 +166,39 @@ def _self_attention(half: _Half, x: Tensor, rows: Rows, stream: StreamInputs, va
     if value:
         return _gated(x, value_passthrough(half.attn1, normed), rows, 2)
     memory = keys_values(half.attn1, normed, stream.rotary)
-    return _gated(x, attend(half.attn1, normed, memory, stream.key_bias, stream.rotary, long), rows, 2)
+    bias = stream.key_bias
+    if stream.before is not None:
+        bias = _joined_bias(stream.before_bias, bias, stream.before.key.shape[1], memory.key.shape[1])
+        memory = joined(stream.before, memory)
+    return _gated(x, attend(half.attn1, normed, memory, bias, stream.rotary, long), rows, 2)
+
+
+def _joined_bias(first: Tensor | None, second: Tensor | None, *lengths: int) -> Tensor | None:
+    """Biases (B, 1, S) of two parts of the keys as one; a part without one has zeros."""
+    known = first if second is None else second
+    if known is None:
+        return None
+    parts = zip((first, second), lengths, strict=True)
+    return torch.cat([known.new_zeros(*known.shape[:2], n) if each is None else each for each, n in parts], dim=-1)
+
+
+def reference_forward(block: Any, x: Tensor, stream: StreamInputs) -> tuple[Tensor, KeysValues]:
+    """One block of a reference that hears nothing but itself, and what the target hears of it.
+
+    The target attends to it in the audio's self-attention; no text, no video and no noise level comes in, so that it is
+    the same in every step and pass.
+
+    Args:
+        block: a `LTX2VideoTransformerBlock`.
+        x: (B, T_reference, D_audio) hidden states.
+        stream: what the reference brings along.
+    """
+    half = _half(block, "audio_")
+    rows = ada_params(half.table, stream.modulation.ada, stream.modulation.denoise)
+    normed = _modulated(_normed(half.norm1, x), rows, 0, 1)
+    memory = keys_values(half.attn1, normed, stream.rotary)
+    x = _gated(x, attend(half.attn1, normed, memory, stream.key_bias, stream.rotary), rows, 2)
+    return _feed_forward(half, x, rows), memory
 
 
 def _text_attention(half: _Half, x: Tensor, rows: Rows, stream: StreamInputs, textless: int) -> Tensor:
@@ -274,11 +309,16 @@ def block_forward(block: Any, xs: Pair, streams: Streams, options: BlockOptions,
 
     Args:
         block: a `LTX2VideoTransformerBlock`.
-        xs: video (B, T_video, D_video) and audio (B, T_audio, D_audio) hidden states.
-        streams: what both streams bring along.
+        xs: video (B, T_video, D_video) and audio (B, T_audio, D_audio) hidden states; and those of a reference that
+            hears itself alone, if it is computed beside them.
+        streams: what each of them brings along.
         options: departures from the plain forward.
         once: shares what several calls on the same block have in common.
     """
+    if len(xs) == 3:
+        after, before = reference_forward(block, xs[2], streams[2])
+        hearing = streams[1]._replace(before=before, before_bias=streams[2].key_bias)
+        return (*block_forward(block, xs[:2], (streams[0], hearing), options, once), after)
     halves = once(_half, block, ""), once(_half, block, "audio_")
     rows = [
         once(ada_params, half.table, stream.modulation.ada, stream.modulation.denoise)
@@ -297,3 +337,9 @@ def block_forward(block: Any, xs: Pair, streams: Streams, options: BlockOptions,
     # The video's last: what is last need not be computed again (`Residual.lean`).
     audio = _feed_forward(halves[1], audio, rows[1])
     return (xs[0] if options.audio_only else _feed_forward(halves[0], video, rows[0])), audio
+
+
+def called_block(block: Any, *inputs: Any) -> Pair:
+    """The block as the module that it is, whose forward is `block_forward`."""
+    out: Pair = block(*inputs)
+    return out

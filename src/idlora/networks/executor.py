@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from idlora.core.guidance import POSITIVE, Pass
 from idlora.core.reference import without_reference
-from idlora.core.state import AVState, per_sample
+from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
 from idlora.networks.attention import KeysValues, proven_kernels
-from idlora.networks.blocks import BlockOptions, Pair, StreamInputs, Streams, text_memory
+from idlora.networks.blocks import BlockOptions, Pair, StreamInputs, Streams, reference_forward, text_memory
 from idlora.networks.caching import FirstBlock
 from idlora.networks.joint import JointModel, Layout, Prediction, TextContext, inputs_of
 
@@ -62,11 +62,12 @@ class Sharing:
 
 
 class Branch(NamedTuple):
-    """One pass on its way through the blocks."""
+    """One pass on its way through the blocks; `memories` are of a reference that hears itself alone, by block."""
 
     run: Pass
     state: AVState
     streams: Streams
+    memories: Memories | None = None
 
 
 class Work(NamedTuple):
@@ -85,6 +86,27 @@ class Work(NamedTuple):
     def form(self) -> tuple[Any, ...]:
         """Equal for works that can be one batch."""
         return (self.options, *(None if leaf is None else leaf.shape for leaf in tree_leaves((self.xs, self.streams))))
+
+
+class Memories:
+    """What the target hears of a reference that hears itself alone, block by block; `bias` hides its padding."""
+
+    def __init__(self, model: JointModel, state: AVState) -> None:
+        self._inputs = model.reference_inputs(state)
+        self._hidden = model.enter_reference(state)
+        self._made: list[KeysValues] = []
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the reference's keys, (B, 1, T_reference)."""
+        return self._inputs.key_bias
+
+    def of(self, block: Any, index: int) -> KeysValues:
+        """Keys and values of a block, which is asked for after those before it."""
+        if index == len(self._made):
+            self._hidden, memory = reference_forward(block, self._hidden, self._inputs)
+            self._made.append(memory)
+        return self._made[index]
 
 
 class Executor:
@@ -114,6 +136,7 @@ class Executor:
         self._texts = {False: positive, True: negative}
         self._places: tuple[Tensor | None, ...] = ()
         self._layouts: dict[bool, tuple[Layout, Layout]] = {}  # with the reference, without it
+        self._memories: dict[bool, Memories] = {}  # with the adapter, without it
         self._lasting = {True: Once(), False: Once()}  # with the adapter, without it
 
     def __call__(self, state: AVState, sigma: Tensor | float, plan: Sequence[Pass]) -> dict[str, Prediction]:
@@ -151,11 +174,14 @@ class Executor:
 
     def _settle(self, state: AVState) -> None:
         """Look where the tokens are; they stay there for a generation."""
-        places = (state.video.positions, state.video.valid, state.audio.positions, state.audio.valid)
+        places: tuple[Tensor | None, ...] = (*_places(state.video), *_places(state.audio))
+        if self.model.is_apart(state):
+            places = (*places, state.audio.clean)
         if len(places) == len(self._places) and all(a is b for a, b in zip(places, self._places, strict=True)):
             return
         video, audio = self.model.layouts(state)
         self._places = places
+        self._memories.clear()
         self._layouts = {True: (video, audio), False: (video, audio.rows_from(state.audio.num_reference))}
 
     def _predicted(self, state: AVState, sigma: Tensor, runs: Sequence[Pass]) -> dict[str, Prediction]:
@@ -163,11 +189,12 @@ class Executor:
         step, model = Once(), self.model
         levels = state.video.level(sigma), state.audio.level(sigma)
         branches = [self._branch(run, state, levels, step) for run in runs]
+        whole = {run.name: state if run.reference else seen for run, seen, *_ in branches}
         xs: dict[str, Pair] = {}
-        for run, seen, _ in branches:
+        for run, seen, *_ in branches:
             xs[run.name] = step(_pair, step(model.enter, seen.video, ""), step(model.enter, seen.audio, "audio_"))
         xs = self._through_all(branches, xs, self.caches.get(runs[0].adapter))
-        return {run.name: model.leave(seen, _hearing(run, xs), streams) for run, seen, streams in branches}
+        return {run.name: model.leave(whole[run.name], _hearing(run, xs), streams) for run, _, streams, _ in branches}
 
     def _through_all(
         self, branches: Sequence[Branch], xs: dict[str, Pair], cache: FirstBlock | None
@@ -187,9 +214,10 @@ class Executor:
 
     def _branch(self, run: Pass, state: AVState, levels: tuple[Tensor, Tensor], step: Once) -> Branch:
         model, lasting = self.model, self._lasting[run.adapter]
-        seen = state if run.reference else step(without_reference, state)
+        apart = run.reference and model.is_apart(state)
+        seen = state if run.reference and not apart else step(without_reference, state)
         text: Any = self._texts[run.negative_text]
-        contexts, layouts = lasting(model.contexts, text), self._layouts[run.reference]
+        contexts, layouts = lasting(model.contexts, text), self._layouts[run.reference and not apart]
         video = step(model.modulation, seen.video, *levels, "")
         audio = step(model.modulation, seen.audio, *reversed(levels), "audio_")
         prompts = step(model.prompt_modulation, levels[0], ""), step(model.prompt_modulation, levels[1], "audio_")
@@ -202,7 +230,13 @@ class Executor:
                     inputs_of, audio, prompts[1], contexts[1], layouts[1], step(model.audio_text_bias, seen.audio, text)
                 ),
             ),
+            self._memories_of(run, state) if apart else None,
         )
+
+    def _memories_of(self, run: Pass, state: AVState) -> Memories:
+        if run.adapter not in self._memories:
+            self._memories[run.adapter] = Memories(self.model, state)
+        return self._memories[run.adapter]
 
     def _through(self, block: Any, index: int, branches: Sequence[Branch], xs: Mapping[str, Pair]) -> dict[str, Pair]:
         """All branches through a block, those that ask the same of it together."""
@@ -220,12 +254,14 @@ class Executor:
         return {name: done[work.key] for name, work in asked.items()}
 
     def _work(self, block: Any, index: int, branch: Branch, xs: Mapping[str, Pair], once: Once) -> Work:
-        run, seen, streams = branch
+        run, seen, streams, memories = branch
         options = self.model.block_options(seen.audio, run, index)._replace(audio_only=run.audio_only)
         video, audio = (
             once(_with_text, stream, self._text_memory(block, prefix, stream, run, once))
             for stream, prefix in zip(streams, ("", "audio_"), strict=True)
         )
+        if memories is not None:
+            audio = once(_with_reference, audio, memories.of(block, index), memories.bias)
         return Work(_hearing(run, xs), (video, audio), options)
 
     def _text_memory(self, block: Any, prefix: str, stream: StreamInputs, run: Pass, once: Once) -> KeysValues:
@@ -236,12 +272,20 @@ class Executor:
         return memory
 
 
+def _places(stream: LatentState) -> tuple[Tensor | None, ...]:
+    return stream.positions, stream.valid
+
+
 def _pair(video: Tensor, audio: Tensor) -> Pair:
     return video, audio
 
 
 def _with_text(stream: StreamInputs, memory: KeysValues) -> StreamInputs:
     return stream._replace(text=memory)
+
+
+def _with_reference(stream: StreamInputs, memory: KeysValues, bias: Tensor | None) -> StreamInputs:
+    return stream._replace(before=memory, before_bias=bias)
 
 
 def _hearing(run: Pass, xs: Mapping[str, Pair]) -> Pair:

@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from idlora.core.guidance import Pass
+from idlora.core.reference import on_target, reference_part, without_reference
 from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
 from idlora.networks.attention import Rotary, keeping_long
@@ -27,19 +28,21 @@ from idlora.networks.blocks import (
     Modulation,
     Once,
     Pair,
+    ReferenceAttention,
     ReferenceText,
     StreamInputs,
     Streams,
     block_forward,
+    called_block,
     modulate,
     rows_from,
 )
+from idlora.networks.compiling import compiled_block
 from idlora.networks.generations import Generation, generation_of
 
 __all__ = ["JointModel", "JointOptions", "Pass", "Prediction", "TextContext"]
 
 PLAIN = Pass("positive")
-_MOST_FORMS = 64  # of a block that is compiled
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,19 @@ class JointOptions:
         reference_text: what reference tokens get from the text: `open` attends; `average` is the official training
             mask, whose rows are all masked, so that softmax gives every text token (padding too) the same weight;
             `block` gives nothing.
+        reference_attention: `alone`: the reference hears nothing but itself, neither target, text nor video, and no
+            video query sees it, whatever the options above. Then it is the same in every step and every pass, and is
+            computed once a generation. It takes an adapter that was trained so.
     """
 
     mask_reference_to_video: bool = False
     reference_text: ReferenceText = "open"
+    reference_attention: ReferenceAttention = "joint"
+
+    @classmethod
+    def of(cls, said: Any) -> Self:
+        """Those that the settings of a clip or the options of a training name, by the same attributes."""
+        return cls(said.mask_reference_to_video, said.reference_text, said.reference_attention)
 
 
 class JointModel:
@@ -127,13 +139,13 @@ class JointModel:
 
         Running them raises SettingsError where there is no compiler.
         """
-        self._block, self._compiled = _compiled_block(settings), True
+        self._block, self._compiled = compiled_block(settings), True
 
     def call_blocks(self) -> None:
         """Run each block as the module that it is, so that what is hooked to its call (FSDP) takes place."""
         for block in self.transformer.transformer_blocks:
             block.forward = MethodType(block_forward, block)
-        self._block = _called
+        self._block = called_block
 
     def with_options(self, options: JointOptions) -> JointModel:
         """The same network under other options."""
@@ -160,8 +172,7 @@ class JointModel:
         """
         net = self.transformer
         self.check_blocks(run)
-        xs = self.enter(state.video, ""), self.enter(state.audio, "audio_")
-        streams = self._streams(state, per_sample(sigma, state.video.tokens), context)
+        xs, streams = self._inputs(state, per_sample(sigma, state.video.tokens), context)
         kept: dict[str, Any] = {"context_fn": keeping_long} if self.keeps_attention else {}
         for index, block in enumerate(net.transformer_blocks):
             again = torch.is_grad_enabled() and (net.gradient_checkpointing or index < self.recomputed)
@@ -169,6 +180,22 @@ class JointModel:
             with self.around_block(block):
                 xs = work(block, xs, streams, self.block_options(state.audio, run, index))
         return self.leave(state, xs, streams)
+
+    def is_apart(self, state: AVState) -> bool:
+        """Whether there is a reference that hears itself alone."""
+        return self.options.reference_attention == "alone" and state.audio.num_reference > 0
+
+    def enter_reference(self, state: AVState) -> Tensor:
+        """Hidden states (B, T_reference, D) of the reference alone, before the first block."""
+        return self.enter(reference_part(state.audio), "audio_")
+
+    def reference_inputs(self, state: AVState) -> StreamInputs:
+        """What the reference alone brings along; no text."""
+        reference = reference_part(state.audio)
+        level = reference.level(0.0)
+        modulation = self.modulation(reference, level, level, "audio_")
+        layout = self._layout(reference, self._audio_rotary(reference))
+        return inputs_of(modulation, None, reference.tokens[:, :0], layout, None)
 
     def run_block(self, block: Any, xs: Pair, streams: Streams, options: BlockOptions, once: Once) -> Pair:
         """One block for one of several branches; those in the compiled form share nothing inside of it."""
@@ -182,10 +209,11 @@ class JointModel:
         return hidden
 
     def leave(self, state: AVState, xs: Pair, streams: Streams) -> Prediction:
-        """Velocities from the hidden states after the last block."""
-        return Prediction(
-            self._leave(state.video, xs[0], streams[0], ""), self._leave(state.audio, xs[1], streams[1], "audio_")
-        )
+        """Velocities from the hidden states after the last block; 0 for a reference that is not among them."""
+        video = self._leave(state.video, xs[0], streams[0], "")
+        audio = self._leave(state.audio, xs[1], streams[1], "audio_")
+        missing = state.audio.tokens.shape[1] - audio.shape[1]
+        return Prediction(video, on_target(audio, missing) if missing else audio)
 
     def _leave(self, stream: LatentState, x: Tensor, inputs: StreamInputs, prefix: str) -> Tensor:
         layers = (getattr(self.transformer, prefix + name) for name in ("scale_shift_table", "norm_out", "proj_out"))
@@ -197,20 +225,20 @@ class JointModel:
         Audio-video attention rotates by time alone. Positions in bf16 make the coordinates bf16 (see
         `positions.round_positions`).
         """
-        net, video, audio = self.transformer, state.video.positions, state.audio.positions
-        return (net.rope(video), net.cross_attn_rope(video[:, :1])), (
-            net.audio_rope(audio),
-            net.cross_attn_audio_rope(audio[:, :1]),
-        )
+        net, video = self.transformer, state.video.positions
+        return (net.rope(video), net.cross_attn_rope(video[:, :1])), self._audio_rotary(state.audio)
+
+    def _audio_rotary(self, audio: LatentState) -> tuple[Rotary, Rotary]:
+        net, positions = self.transformer, audio.positions
+        return net.audio_rope(positions), net.cross_attn_audio_rope(positions[:, :1])
 
     def layouts(self, state: AVState) -> tuple[Layout, Layout]:
         """What does not change while the tokens of both streams stay where they are."""
-        dtype = self._compute_dtype(state.video.tokens.device)
         video, audio = self.rotary_tables(state)
-        return (
-            Layout(*video, _key_bias(state.video.valid, dtype)),
-            Layout(*audio, _key_bias(state.audio.valid, dtype)),
-        )
+        return self._layout(state.video, video), self._layout(state.audio, audio)
+
+    def _layout(self, stream: LatentState, rotary: tuple[Rotary, Rotary]) -> Layout:
+        return Layout(*rotary, _key_bias(stream.valid, self._compute_dtype(stream.tokens.device)))
 
     def check_blocks(self, run: Pass) -> None:
         """Refuse a pass that perturbs a block which the network does not have (SettingsError)."""
@@ -231,7 +259,7 @@ class JointModel:
 
     def block_options(self, audio: LatentState, run: Pass, index: int) -> BlockOptions:
         """How a pass departs from the plain forward in the block of that number."""
-        reference = audio.num_reference
+        reference = audio.num_reference if self.options.reference_attention == "joint" else 0
         plain = BlockOptions(
             isolated=run.isolated,
             hidden_keys=reference if self.options.mask_reference_to_video else 0,
@@ -243,6 +271,16 @@ class JointModel:
         if self.generation.stg == "skip":
             return plain._replace(skip=chosen)
         return plain._replace(value=chosen)
+
+    def _inputs(self, state: AVState, sigma: Tensor, context: TextContext) -> tuple[Pair, Streams]:
+        """What the first block is given; a reference that hears itself alone is third."""
+        apart = self.is_apart(state)
+        seen = without_reference(state) if apart else state
+        xs: Pair = (self.enter(seen.video, ""), self.enter(seen.audio, "audio_"))
+        streams = self._streams(seen, sigma, context)
+        return (
+            ((*xs, self.enter_reference(state)), (*streams, self.reference_inputs(state))) if apart else (xs, streams)
+        )
 
     def _streams(self, state: AVState, sigma: Tensor, context: TextContext) -> Streams:
         levels = state.video.level(sigma), state.audio.level(sigma)
@@ -311,33 +349,6 @@ class JointModel:
         prompt = getattr(self.transformer, prefix + "prompt_adaln", None)
         scale = float(self.transformer.config.timestep_scale_multiplier)
         return None if prompt is None else _embed(prompt, level[:, None] * scale, self._dtype)[0]
-
-
-def _compiled_block(settings: dict[str, Any]) -> Callable[..., Pair]:
-    """The compiled block function, which tells in words that it cannot be compiled."""
-    from torch._dynamo import config
-    from torch._dynamo.exc import TorchDynamoException
-
-    # Passes differ in options and sizes, and what is over the limit runs uncompiled without a word.
-    config.recompile_limit = max(config.recompile_limit, _MOST_FORMS)
-    compiled: Callable[..., Pair] = torch.compile(block_forward, **settings)
-
-    def run(*inputs: Any) -> Pair:
-        try:
-            return compiled(*inputs)
-        except TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise SettingsError(
-                f"the blocks cannot be compiled here ({reason}): that takes a C++ compiler, on a GPU Triton as well; "
-                "install them, or leave compiling out"
-            ) from error
-
-    return run
-
-
-def _called(block: Any, *inputs: Any) -> Pair:
-    out: Pair = block(*inputs)
-    return out
 
 
 def inputs_of(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from idlora.core.guidance import POSITIVE, Pass
 from idlora.networks.generations import Generation, generation_of
@@ -36,6 +36,8 @@ class Tokens(NamedTuple):
 
 
 NOTHING = Work()
+Reference = Literal["joint", "alone", "kept"]
+"""In all passes with the target; by itself, in this step; by itself in an earlier one."""
 
 
 def _linear(rows: int, *widths: int) -> Work:
@@ -69,11 +71,15 @@ class BlockWork:
     def _gate(self, rows: int, width: int, heads: int) -> Work:
         return _linear(rows, width, heads) if self.gated else NOTHING
 
-    def own(self, stream: int, rows: int) -> Work:
-        """Self-attention."""
+    def own(self, stream: int, rows: int, before: int = 0) -> Work:
+        """Self-attention; there are keys and values of so many tokens before."""
         width = self.widths[stream]
-        attended = _linear(rows, width, width) * 4 + _scores(rows, rows, width)
+        attended = _linear(rows, width, width) * 4 + _scores(rows, before + rows, width)
         return attended + self._gate(rows, width, self.heads[stream])
+
+    def alone(self) -> Work:
+        """A reference that hears itself alone."""
+        return self.own(1, self.tokens.reference) + self.fed(1, self.tokens.reference)
 
     def passed(self, stream: int, rows: int) -> Work:
         """Perturbed self-attention."""
@@ -149,7 +155,13 @@ def block_evaluations(plan: Sequence[Pass], num_blocks: int) -> int:
 
 
 def step_work(
-    config: Any, tokens: Tokens, plan: Sequence[Pass], *, hide_reference: bool = False, kept_text: bool = False
+    config: Any,
+    tokens: Tokens,
+    plan: Sequence[Pass],
+    *,
+    hide_reference: bool = False,
+    kept_text: bool = False,
+    reference: Reference = "joint",
 ) -> Work:
     """The products in the blocks of one step; not those of timesteps, inputs and outputs.
 
@@ -159,24 +171,31 @@ def step_work(
         plan: passes with the adapter, each a branch of its own, the positive one first.
         hide_reference: no video query sees the reference.
         kept_text: keys and values of the text are there from an earlier step.
+        reference: where it is computed.
     """
-    block = BlockWork(config, tokens, tokens.reference if hide_reference else 0)
-    return sum((_at(block, _stages(plan, index), kept_text) for index in range(config["num_layers"])), NOTHING)
+    joint = reference == "joint"
+    block = BlockWork(config, tokens, tokens.reference if hide_reference and joint else 0)
+    layers = range(config["num_layers"])
+    work = sum((_at(block, _stages(plan, index), kept_text, joint) for index in layers), NOTHING)
+    return work + block.alone() * len(layers) if reference == "alone" else work
 
 
-def _at(block: BlockWork, stages: Sequence[_Stage], kept_text: bool) -> Work:
+def _at(block: BlockWork, stages: Sequence[_Stage], kept_text: bool, joint: bool) -> Work:
+    """One block; the reference's rows are among the audio's if it is joint, and else keys before them."""
     tokens, work = block.tokens, NOTHING
+    among, before = (tokens.reference, 0) if joint else (0, tokens.reference)
     if not kept_text:
         texts = {stage.run.negative_text for stage in stages}
         work += (block.text_memory(0) + block.text_memory(1)) * len(texts)
     for _, _, perturbed in {stage.video for stage in stages}:
         work += (block.passed if perturbed else block.own)(0, tokens.video) + block.text(0, tokens.video)
     for _, _, reference, perturbed in {stage.audio for stage in stages}:
-        rows = tokens.audio + tokens.reference * reference
-        work += (block.passed if perturbed else block.own)(1, rows) + block.text(1, rows)
+        rows = tokens.audio + among * reference
+        work += block.passed(1, rows) if perturbed else block.own(1, rows, before * reference)
+        work += block.text(1, rows)
     work += block.seen() * len({stage.video for stage in stages if not stage.run.isolated})
     for run, _, _ in stages:
-        rows = tokens.audio + tokens.reference * run.reference
+        rows = tokens.audio + among * run.reference
         work += block.fed(1, rows)
         if not run.audio_only:
             work += block.fed(0, tokens.video)

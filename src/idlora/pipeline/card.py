@@ -75,6 +75,7 @@ def read_card(folder: Path, generation: Generation, *, distilled: bool = False) 
 _TRAINED: Mapping[str, str] = {
     "mask_reference_to_video": "mask_reference_to_video",
     "reference_text": "reference_text",
+    "reference_attention": "reference_attention",
     "rounding": "positions",
     "positions": "reference_time",
 }

@@ -376,7 +376,7 @@ class IDLoraPipeline:
     def _model(self, settings: Settings) -> JointModel:
         model = JointModel(
             self.components.transformer,
-            JointOptions(settings.mask_reference_to_video, settings.reference_text),
+            JointOptions.of(settings),
             without_adapter=self.adapters.without_identity,
             around_block=self.residence.around_block,
         )

@@ -70,7 +70,7 @@ def _official(base: Settings, generation: Generation) -> Settings:
     guidance = Guidance(stg=STGuidance(blocks=(generation.official_stg_block,)))
     settings = replace(_one_stage(base, generation), guidance=guidance, positions="bf16-inference")
     settings = replace(settings, mask_reference_to_video=False, reference_text="open", reference_time="negative")
-    settings = replace(settings, first_block_cache=0.0)
+    settings = replace(settings, reference_attention="joint", first_block_cache=0.0)
     return replace(settings, official_noise=True, seed=OFFICIAL_SEED)
 
 

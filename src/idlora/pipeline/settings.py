@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 from idlora.core.guidance import Guidance, Term
 from idlora.core.positions import ReferenceTime, Rounding
 from idlora.errors import InputError, SettingsError
-from idlora.networks.blocks import ReferenceText
+from idlora.networks.blocks import ReferenceAttention, ReferenceText
 from idlora.pipeline.records import from_json, read_json, to_json
 
 Sampler = Literal["euler", "res2s"]
@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
     guidance: Guidance
     mask_reference_to_video: bool
     reference_text: ReferenceText
+    reference_attention: ReferenceAttention
     positions: Rounding
     reference_time: ReferenceTime
     first_block_cache: float
@@ -100,6 +101,8 @@ class Settings:
         mask_reference_to_video: no video token attends to the reference.
         reference_text: what the reference gets from the text: `open` attends to it, `average` takes the mean over it,
             `block` gets nothing. An adapter that says which it was trained with makes that the model's default.
+        reference_attention: `alone`: the reference hears nothing but itself and is computed once a generation, for
+            adapters that were trained so; `joint` is the method.
         positions: `fp32`, or rounded as the official code does (`bf16-inference`, `bf16-training`).
         reference_time: where the reference lies beside the target: `negative` is before it, the method; `adjacent` is
             without the gap, `shared` at the target's times, `far` behind: for adapters that were trained so.
@@ -131,6 +134,7 @@ class Settings:
     guidance: Guidance = Guidance()
     mask_reference_to_video: bool = False
     reference_text: ReferenceText = "open"
+    reference_attention: ReferenceAttention = "joint"
     positions: Rounding = "fp32"
     reference_time: ReferenceTime = "negative"
     first_block_cache: float = 0.0

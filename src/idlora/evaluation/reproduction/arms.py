@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -164,14 +165,22 @@ class Arm:
     def key(self, settings: Settings, digest: str = "") -> str:
         """Names the clips: by everything but speaker, prompt and seed; `digest` is that of the ablation's numbers.
 
-        What an arm leaves as it is is not told, so that clips of before keep their names when arms learn something new.
+        What an arm and its settings leave as it is is not told: clips of before keep their names when there is more to
+        say.
         """
-        plain = vars(Arm(self.name))
-        changed = {name: value for name, value in vars(self).items() if value != plain[name]}
-        told: dict[str, Any] = {"arm": changed, "settings": settings_to_json(settings), "code": _CODE}
+        told: dict[str, Any] = {
+            "arm": _unlike(vars(self), vars(Arm(self.name))),
+            "settings": _unlike(settings_to_json(settings), settings_to_json(Settings())),
+            "code": _CODE,
+        }
         if digest:
             told["adapter"] = digest
         return f"{self.name}/{fingerprint(told)}"
+
+
+def _unlike(values: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not the plain ones."""
+    return {name: value for name, value in values.items() if value != plain[name]}
 
 
 HARD = Arm("hard", pictures=True, onset=True)

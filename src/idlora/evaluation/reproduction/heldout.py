@@ -43,7 +43,7 @@ def heldout_losses(pipe: IDLoraPipeline, who: int, settings: Settings) -> Values
     references = torch.stack([reference_tokens(inputs, pipe.codecs, pipe.device) for inputs in batch])
     video, audio = _encoded(pipe, who)
     grid = pipe.codecs.grid(settings)
-    options = JointOptions(settings.mask_reference_to_video, settings.reference_text)
+    options = JointOptions.of(settings)
     model = JointModel(pipe.components.transformer, options, around_block=pipe.residence.around_block)
     generator = torch.Generator().manual_seed(who)
     given = torch.zeros(2, grid.num_tokens, dtype=torch.bool, device=pipe.device)

@@ -134,7 +134,7 @@ class PipelineMaker:
 
     def _model(self, settings: Settings) -> JointModel:
         pipe = self.pipe
-        options = JointOptions(settings.mask_reference_to_video, settings.reference_text)
+        options = JointOptions.of(settings)
         around = pipe.residence.around_block
         without = pipe.adapters.without_identity
         return JointModel(pipe.components.transformer, options, without_adapter=without, around_block=around)

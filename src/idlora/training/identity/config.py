@@ -12,7 +12,7 @@ from typing import Any, Literal
 from idlora.core.positions import ReferenceTime, Rounding
 from idlora.errors import SettingsError
 from idlora.networks.adapter import IDENTITY_TARGETS
-from idlora.networks.blocks import ReferenceText
+from idlora.networks.blocks import ReferenceAttention, ReferenceText
 from idlora.networks.packing import Storage
 from idlora.pipeline.records import from_json, to_json
 
@@ -91,6 +91,8 @@ class ObjectiveOptions:
         reference_text: what reference tokens get from the text: `block` nothing; `average` what the official mask comes
             to, the mean over all text tokens; `open` as published inference has it. The adapter's file names this mask
             and the one above, and inference applies them.
+        reference_attention: `alone`: reference tokens hear nothing but one another, whatever the two options above, so
+            that inference computes them once a generation; the file says so. `joint` as published.
         equal_lengths: cut an encoded target to as many tokens as a generated one of its length has; it has one more.
         first_frame: share of samples whose first latent frame is given.
         first_frame_draw: drawn for each `sample`, or once for a `batch`, where all of it is given or none.
@@ -115,6 +117,7 @@ class ObjectiveOptions:
     reference_time: ReferenceTime = "negative"
     mask_reference_to_video: bool = True
     reference_text: ReferenceText = "block"
+    reference_attention: ReferenceAttention = "joint"
     equal_lengths: bool = True
     first_frame: float = 0.9
     first_frame_draw: Draws = "sample"

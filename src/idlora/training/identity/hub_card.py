@@ -24,7 +24,7 @@ _LICENSE = {
 _TAGS = ("idlora", "ltx-2", "lora", "text-to-video", "audio")
 _PROMPT = "[VISUAL] a person at a desk [SPEECH] Good morning. [SOUNDS] a calm voice, a quiet room"
 _MINIATURE_PROMPT = "[VISUAL] a person in a quiet room [SPEECH] river garden coffee [SOUNDS] a calm voice"
-_APPLIED = ("rounding", "mask_reference_to_video", "reference_text")
+_APPLIED = ("rounding", "mask_reference_to_video", "reference_text", "reference_attention")
 
 
 def model_card(told: Mapping[str, Any], repo: str, measures: Measures, *, logged: bool) -> str:

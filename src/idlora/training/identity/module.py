@@ -44,7 +44,7 @@ class TrainingModule(nn.Module):
         self.objective = Objective(
             rounding=options.positions, audio_weight=options.audio_weight, per_sample=options.loss == "sample"
         )
-        self.model = JointModel(transformer, joint_options(options))
+        self.model = JointModel(transformer, JointOptions.of(options))
 
     def forward(self, batch: TrainingBatch) -> StepLosses:
         """Losses of a batch."""
@@ -74,8 +74,3 @@ class TrainingModule(nn.Module):
     def _device(self) -> str:
         kind: str = self.transformer.proj_in.weight.device.type
         return kind
-
-
-def joint_options(options: ObjectiveOptions) -> JointOptions:
-    """The masks of an objective."""
-    return JointOptions(options.mask_reference_to_video, options.reference_text)

@@ -30,7 +30,7 @@ from idlora.pipeline.card import defaults_for, read_card
 from idlora.pipeline.sources import digests_of, load_model, model_path
 from idlora.training.identity.batches import Batcher, Longest
 from idlora.training.identity.config import AdapterShape, Data, Engine, Model, ObjectiveOptions, TrainingConfig
-from idlora.training.identity.module import TrainingModule, joint_options
+from idlora.training.identity.module import TrainingModule
 from idlora.training.identity.sampling import Sampler
 from idlora.training.latents.store import LatentStore, Row
 
@@ -223,12 +223,12 @@ class AdapterFile:
 
 def _conditions(objective: ObjectiveOptions) -> dict[str, str]:
     """What of an objective inference has to do as well, as metadata."""
-    masks = joint_options(objective)
     return {
         "positions": objective.reference_time,
         "rounding": objective.positions,
-        "mask_reference_to_video": json.dumps(masks.mask_reference_to_video),
-        "reference_text": masks.reference_text,
+        "mask_reference_to_video": json.dumps(objective.mask_reference_to_video),
+        "reference_text": objective.reference_text,
+        "reference_attention": objective.reference_attention,
     }
 
 
