@@ -37,7 +37,8 @@ OPTIONS = """
 --reference-mask/--no-reference-mask --reference-text --reference-attention --positions --reference-time
 --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model --text-encoder --upsampler --transformer
 --adapter --adapter-strength --distilled --distilled-strength --refine-strength --style --fuse/--keep-apart
---compile/--eager --graphs/--no-graphs --device --dtype --text-cache --placement --storage --tiled/--not-tiled --max-branches
+--compile/--eager --graphs/--no-graphs --device --dtype --text-cache --placement --storage --tiled/--not-tiled
+--max-branches
 """.split()
 
 

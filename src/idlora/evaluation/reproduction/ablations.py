@@ -39,6 +39,7 @@ Notice = Callable[[str], None]
 ADAPTERS = "adapters"  # below the folder of a reproduction
 PAIRS = 1000
 SEEDS = (0, 1, 2)
+_NEWER = {"reference_attention": "joint"}  # options younger than the first adapters, as it was without them
 _MINIATURE = preset_config("miniature")
 RECIPE = replace(
     _MINIATURE,
@@ -82,6 +83,7 @@ class Ablation:
         """Key and digest of the recipe; speed alone is not in it."""
         told = config_to_json(self.config)
         told = {name: value for name, value in told.items() if name not in ("out", "engine", "saving", "watching")}
+        told["objective"] = {name: value for name, value in told["objective"].items() if _NEWER.get(name) != value}
         return f"{self.key}-{fingerprint(told)[:8]}.safetensors"
 
 
@@ -95,11 +97,12 @@ ROUNDED = Ablation("rounded", 0, {"objective": {"positions": "bf16-training"}})
 NO_DROPOUT = Ablation("no-dropout", 0, {"objective": {"reference_dropout": 0.0}})
 UNMASKED = Ablation("unmasked", 0, {"objective": {"mask_reference_to_video": False}})
 BLOCKED = Ablation("blocked", 0, {"objective": {"reference_text": "block"}})
+ALONE = Ablation("alone", 0, {"objective": {"reference_attention": "alone"}})
 FEW_PAIRS = Ablation("few-pairs", 0, {"data": {"limit": 100}})
 FEW_STEPS = Ablation("few-steps", 0, {"steps": 25})
 ABLATIONS: tuple[Ablation, ...] = (
     *(*NEGATIVE, *SHARED, *FAR, *ADJACENT),
-    *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED),
+    *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED, ALONE),
     *(FEW_PAIRS, FEW_STEPS),
 )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from idlora.evaluation.reproduction.ablations import (
     ADJACENT,
+    ALONE,
     BLOCKED,
     FAR,
     FEW_PAIRS,
@@ -100,6 +101,11 @@ def _options() -> Iterator[Row]:
     yield _compared([BLOCKED], usual, VOICE, blocked, _TO_TRUTH, whole=True)
     cut = Claim("The reference cut off from the text in training: fewer wrong words (below 0)", "likewise", "below")
     yield _compared([BLOCKED], usual, WORDS, cut, _WER, whole=True)
+    alone = "A reference that hears itself alone"
+    fitted = Claim(f"{alone}: held-out loss up by at most 0.005 (below 0.005)", "not in the paper", "below", 0.005)
+    yield _fitted([ALONE], usual, fitted)
+    near = Claim(f"{alone}: the voice, lost at most 0.02 (above -0.02)", "not in the paper", bound=-0.02)
+    yield _compared([ALONE], usual, VOICE, near, _TO_TRUTH, whole=True)
 
 
 def _amounts() -> Iterator[Row]:
