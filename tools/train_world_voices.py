@@ -1,40 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the network that tells the speakers of the miniature's world, and writes the small file that ships.
 
-Run from the checkout: `python tools/train_world_voices.py CACHE.npy` (about 25 minutes on one core; the cache keeps
-what is heard). Its speakers are drawn from a seed of their own; others, of another seed, examine it.
+Run from the checkout: `python tools/train_world_voices.py CACHE` (about an hour on one core; the folder CACHE keeps what
+was heard, so that another call need not hear it again). Each utterance that it learns from is a speaker of its own,
+drawn from a seed that nothing else of the world has; others, of another seed, examine it.
 """
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 import idlora
 from idlora.data.world.clip import BEAT, FIRST_ONSET
 from idlora.data.world.look import PLACES
+from idlora.data.world.recordings import in_steps
 from idlora.data.world.sound import in_place
 from idlora.data.world.voice import BASE_VOICES, STYLES, VOCABULARY, Voice, speak
-from idlora.evaluation.judges.world_voices import SIZE, VoiceNet
+from idlora.evaluation.judges.world_voices import NUM_BINS, VoiceNet
 from idlora.files import write_tensors
 from idlora.mining.degrading import degraded
-from idlora.networks.mel import LogMel
+from idlora.networks.mel import LogMel, MelConfig
 
 TARGET = Path(idlora.__file__).parent / "evaluation" / "judges" / "assets" / "voices.safetensors"
-SPEAKERS, CLIPS, EXAMINED = 2400, 4, 100
+UTTERANCES, EXAMINED, CLIPS = 24_000, 100, 4
 LEARN_SEED, EXAM_SEED = 7_300_013, 7_400_011
-SAMPLES, FRAMES = 36_480, 160
-STEPS, BATCH, MARGIN, SCALE, TOLD = 2000, 64, 0.1, 24.0, 4.0
+SAMPLES, FRAMES, PORTION = 36_480, 200, 1000
+STEPS, BATCH, RATE, GAIN = 12_000, 64, 3e-3, 0.17  # GAIN: of log amplitude, 1.5 dB up or down
+RATE_STEP, BASE_STEPS = 0.1, 4.0  # a speaking rate's just noticeable step; how many steps apart base voices are
 
 
-def heard(seed: int, speaker: int, clip: int) -> np.ndarray:
+def heard(voice: Voice, rng: np.random.Generator) -> NDArray[np.float32]:
     """Two sounds (2, N) of one utterance in two places, one of them degraded further half of the time."""
-    voice = Voice.draw(np.random.default_rng([seed, speaker]))
-    rng = np.random.default_rng([seed, speaker, clip])
     style = STYLES[str(rng.choice(("calm", "loud", "fast"), p=(0.6, 0.2, 0.2)))]
     words = [str(word) for word in rng.choice(VOCABULARY, 4, replace=False)]
     beat = BEAT / style.tempo
@@ -46,37 +48,47 @@ def heard(seed: int, speaker: int, clip: int) -> np.ndarray:
     return np.stack([sounds[0], degraded(sounds[1], rng) if rng.random() < 0.5 else sounds[1]])
 
 
-def mels_of(seed: int, speakers: int) -> np.ndarray:
-    """(speakers, 2 CLIPS, T, 64) half precision."""
-    mel, rows, began = LogMel(), [], time.time()
-    for speaker in range(speakers):
-        sounds = np.concatenate([heard(seed, speaker, clip) for clip in range(CLIPS)])
-        rows.append(mel(torch.from_numpy(sounds)[:, None])[:, 0].half().numpy())
-        if speaker % 100 == 99:
-            print(speaker + 1, round(time.time() - began), file=sys.stderr, flush=True)
+def traits_of(voice: Voice) -> list[float]:
+    """What makes a voice (9,), in just noticeable steps."""
+    return [*in_steps(voice), voice.rate / RATE_STEP, *(BASE_STEPS * (voice.base == base) for base in BASE_VOICES)]
+
+
+def learnt_from(cache: Path) -> tuple[NDArray[np.float16], Tensor]:
+    """Log-mels (2 U, T, 96) and traits (2 U, 9); portions that are in the folder are not made again."""
+    mel, began = LogMel(MelConfig(num_bins=NUM_BINS)), time.time()
+    cache.mkdir(parents=True, exist_ok=True)
+    for start in range(0, UTTERANCES, PORTION):
+        if (path := cache / f"{start}.npz").exists():
+            continue
+        mels, traits = [], []
+        for number in range(start, start + PORTION):
+            rng = np.random.default_rng([LEARN_SEED, number])
+            voice = Voice.draw(rng)
+            mels.append(mel(torch.from_numpy(heard(voice, rng))[:, None])[:, 0].half().numpy())
+            traits.append(traits_of(voice))
+        np.savez(path.with_suffix(".new.npz"), mels=np.stack(mels), traits=np.array(traits, np.float32))
+        path.with_suffix(".new.npz").rename(path)
+        told(utterances=start + PORTION, seconds=round(time.time() - began))
+    parts = [np.load(cache / f"{start}.npz") for start in range(0, UTTERANCES, PORTION)]
+    mels = np.concatenate([part["mels"].reshape(-1, *part["mels"].shape[2:]) for part in parts])
+    return mels, torch.from_numpy(np.concatenate([part["traits"] for part in parts]).repeat(2, axis=0))
+
+
+def exam() -> NDArray[np.float16]:
+    """Log-mels (S, 2 CLIPS, T, 96) of unseen speakers."""
+    mel, rows = LogMel(MelConfig(num_bins=NUM_BINS)), []
+    for speaker in range(EXAMINED):
+        voice = Voice.draw(np.random.default_rng([EXAM_SEED, speaker]))
+        sounds = [heard(voice, np.random.default_rng([EXAM_SEED, speaker, clip])) for clip in range(CLIPS)]
+        rows.append(mel(torch.from_numpy(np.concatenate(sounds))[:, None])[:, 0].half().numpy())
     return np.stack(rows)
 
 
-def loss_of(vectors: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
-    """Softmax over cosines, the right one lessened by a margin (Wang et al. 2018)."""
-    cosines = vectors @ functional.normalize(centres, dim=1).T
-    return functional.cross_entropy(SCALE * (cosines - MARGIN * functional.one_hot(labels, len(centres))), labels)
-
-
-def traits_of(seed: int, speakers: int) -> Tensor:
-    """What makes each speaker (S, 9), in standard deviations: it is learnt beside the names, and faster."""
-    voices = [Voice.draw(np.random.default_rng([seed, speaker])) for speaker in range(speakers)]
-    numbers = [(np.log(v.f0), v.formant, v.intonation, v.tilt, v.rate, v.breathiness) for v in voices]
-    bases = [[float(v.base == base) for base in BASE_VOICES] for v in voices]
-    traits = np.concatenate([np.array(numbers), np.array(bases)], axis=1)
-    return torch.from_numpy((traits - traits.mean(axis=0)) / traits.std(axis=0)).float()
-
-
-def examined(net: VoiceNet, mels: np.ndarray) -> float:
+@torch.no_grad()
+def examined(net: VoiceNet, mels: NDArray[np.float16]) -> float:
     """Equal error rate of single clips of unseen speakers against one another."""
     net.eval()
-    with torch.no_grad():
-        vectors = net(torch.from_numpy(mels.reshape(-1, *mels.shape[2:])).float()).numpy()
+    vectors = net.vectors(torch.from_numpy(mels.reshape(-1, *mels.shape[2:])).float()).numpy()
     who = np.repeat(np.arange(len(mels)), mels.shape[1])
     scores, pairs = vectors @ vectors.T, np.triu_indices(len(who), 2)
     same = who[pairs[0]] == who[pairs[1]]
@@ -87,43 +99,41 @@ def examined(net: VoiceNet, mels: np.ndarray) -> float:
     return float((missed[place] + passed[place]) / 2)
 
 
+def save(net: VoiceNet, facts: Mapping[str, object]) -> None:
+    tensors = {name: tensor.half() if tensor.dim() else tensor for name, tensor in net.state_dict().items()}
+    write_tensors(TARGET, tensors, {name: str(value) for name, value in facts.items()})
+
+
+def told(**facts: object) -> None:
+    print(*(f"{name} {value}" for name, value in facts.items()), file=sys.stderr, flush=True)
+
+
 def main() -> None:
-    cache = Path(sys.argv[1])
-    if not cache.exists():
-        np.save(cache, mels_of(LEARN_SEED, SPEAKERS))
-    mels, exam = np.load(cache, mmap_mode="r"), mels_of(EXAM_SEED, EXAMINED)
     torch.manual_seed(1)
-    rng = np.random.default_rng(1)
-    net, centres = VoiceNet(), nn.Parameter(torch.randn(SPEAKERS, SIZE))
-    facts_of, traits = nn.Linear(SIZE, 9), traits_of(LEARN_SEED, SPEAKERS)
-    flat, labels = mels.reshape(-1, *mels.shape[2:]), np.repeat(np.arange(SPEAKERS), mels.shape[1])
-    optimizer = torch.optim.AdamW([*net.parameters(), *facts_of.parameters(), centres], lr=3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS + 1, pct_start=0.15)
-    began, order = time.time(), np.array([], int)
-    for step in range(STEPS):
-        order = order if len(order) >= BATCH else rng.permutation(len(flat))
+    mels, traits = learnt_from(Path(sys.argv[1]))
+    unseen, rng, net = exam(), np.random.default_rng(1), VoiceNet()
+    net.mean, net.spread = traits.mean(dim=0), traits.std(dim=0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
+    began, order, mean = time.time(), np.array([], int), 0.0
+    for step in range(1, STEPS + 1):
+        order = order if len(order) >= BATCH else rng.permutation(len(mels))
         chosen, order = np.sort(order[:BATCH]), order[BATCH:]
-        start = int(rng.integers(flat.shape[1] - FRAMES))
-        batch = torch.from_numpy(flat[chosen, start : start + FRAMES].astype(np.float32))
+        start = int(rng.integers(mels.shape[1] - FRAMES))
+        batch = torch.from_numpy(mels[chosen, start : start + FRAMES].astype(np.float32))
+        louder = torch.from_numpy(rng.uniform(-GAIN, GAIN, (BATCH, 1, 1)).astype(np.float32))
         net.train()
-        vectors, who = net(batch), torch.from_numpy(labels[chosen])
-        wrong = functional.mse_loss(facts_of(SCALE / 3 * vectors), traits[who])
-        loss = loss_of(vectors, centres, who) + TOLD * wrong
+        loss = (net(batch + louder) - traits[chosen]).square().mean()  # in square steps
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 250 == 249 or step == STEPS - 1:
-            told = (
-                step + 1,
-                round(float(loss), 3),
-                round(float(wrong), 3),
-                round(examined(net, exam), 4),
-                round(time.time() - began),
-            )
-            print(*told, file=sys.stderr, flush=True)
-            facts = {"equal_error_rate": str(told[3]), "speakers": str(SPEAKERS), "step": str(step + 1)}
-            write_tensors(TARGET, {name: tensor.half() for name, tensor in net.state_dict().items()}, facts)
+        mean += (float(loss) - mean) / min(step, 100)
+        if step % 500 == 0:
+            facts = {"step": step, "square_steps": round(mean, 4), "equal_error_rate": round(examined(net, unseen), 4)}
+            told(**facts, seconds=round(time.time() - began))
+            save(net, facts)
 
 
 if __name__ == "__main__":

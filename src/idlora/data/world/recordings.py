@@ -115,10 +115,14 @@ def apart(first: Voice, second: Voice) -> float:
     """How far two voices are from each other, in just noticeable steps; infinite for two base voices."""
     if first.base != second.base:
         return float("inf")
-    octaves = float(np.log2(first.f0 / second.f0))
-    steps = [octaves / _STEPS["f0"]]
-    steps += [(getattr(first, name) - getattr(second, name)) / step for name, step in _STEPS.items() if name != "f0"]
-    return float(np.linalg.norm(steps))
+    return float(np.linalg.norm(in_steps(first) - in_steps(second)))
+
+
+def in_steps(voice: Voice) -> Array:
+    """Where a voice is among those of its base, (5,) in just noticeable steps: all that makes it but the rate."""
+    octaves = float(np.log2(voice.f0))
+    others = [getattr(voice, name) / step for name, step in _STEPS.items() if name != "f0"]
+    return np.array([octaves / _STEPS["f0"], *others])
 
 
 @cache
