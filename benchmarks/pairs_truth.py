@@ -71,7 +71,7 @@ def truth_of(recordings: list[Recording]) -> Truth:
 def settings(arguments: argparse.Namespace) -> MiningSettings:
     return settings_of(
         {
-            "faces": {"finder": "world"},
+            "faces": {"finder": arguments.finder},
             "clips": {"num_frames": 57},
             "speakers": {"encoder": arguments.encoder, "clean": arguments.clean},
             "words": {"vocabulary": VOCABULARY},
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--talks", type=int, default=2, help="usable shots of a file, of two sentences each")
     parser.add_argument("--conversations", type=int, default=5)
     parser.add_argument("--encoder", default="speaker-world", help="of voices: speaker-world, or speaker (Resemblyzer)")
+    parser.add_argument("--finder", default="world", help="of faces: world, mesh or cascade")
     parser.add_argument("--clean", action="store_true", help="embed denoised sound")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/pairs-truth"))
@@ -223,7 +224,8 @@ def main() -> None:
     for _ in write_recordings(recordings, videos, arguments.workers):
         pass
     drawn = time.time()
-    out = arguments.work / f"mined-{name}-{arguments.encoder}{'-clean' * arguments.clean}"
+    told_by = arguments.encoder + f"-{arguments.finder}" * (arguments.finder != "world") + "-clean" * arguments.clean
+    out = arguments.work / f"mined-{name}-{told_by}"
     mined = mine(find_sources(videos), Workshop(out, arguments.workers, notice=notice), settings(arguments))
     ended = time.time()
     write_report(out, mined)
@@ -231,7 +233,7 @@ def main() -> None:
     names = {row["file"]: Path(row["path"]).name for row in mined.tables["files"].rows}
     told = {**pairs(mined, truth, names), **links(mined, truth, names), **stages(mined, truth, names)}
     told |= {"speakers": arguments.speakers, "first": arguments.first}
-    told |= {"files": len(names), "encoder": arguments.encoder}
+    told |= {"files": len(names), "encoder": arguments.encoder, "finder": arguments.finder}
     told["seconds"] = {
         "drawing": round(drawn - began),
         "mining": round(ended - drawn),

@@ -269,6 +269,20 @@ def test_rights_are_told_by_name_or_pattern(tmp_path: Path) -> None:
         with_rights(sources, table)
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_the_mesh_is_chosen_where_mediapipe_has_it(
+    within: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later mediapipes have neither the mesh nor its model."""
+    (tmp_path / "mediapipe/python/solutions").mkdir(parents=True)
+    (tmp_path / "mediapipe/__init__.py").touch()
+    if within:
+        (tmp_path / "mediapipe/python/solutions/face_mesh.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(finder_named("auto")).__name__ == ("MeshFinder" if within else "CascadeFinder")
+    assert "mediapipe" not in sys.modules
+
+
 def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("cv2", "scenedetect", "mediapipe.python.solutions", "mediapipe"):
         monkeypatch.setitem(sys.modules, module, None)

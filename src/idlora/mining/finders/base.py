@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +59,13 @@ class FaceFinder(Protocol):
         ...
 
 
+def mesh_is_there() -> bool:
+    """Whether a mediapipe is installed that has the mesh and its model; later ones than 0.10.21 have neither."""
+    spec = find_spec("mediapipe")
+    folders = (spec.submodule_search_locations if spec is not None else None) or ()
+    return any((Path(folder) / "python" / "solutions" / "face_mesh.py").is_file() for folder in folders)
+
+
 def finder_named(name: str) -> FaceFinder:
     """A finder: `mesh`, `cascade` or `world`; `auto` is the mesh where it is installed, else the cascade.
 
@@ -65,7 +73,7 @@ def finder_named(name: str) -> FaceFinder:
         SettingsError: there is none of that name, or it is not installed.
     """
     if name == "auto":
-        name = "mesh" if find_spec("mediapipe") is not None else "cascade"
+        name = "mesh" if mesh_is_there() else "cascade"
     if name == "mesh":
         from idlora.mining.finders.mesh import MeshFinder
 

@@ -30,7 +30,7 @@ class MeshFinder:
             from mediapipe.python.solutions import face_mesh
         except ImportError as error:
             raise SettingsError(
-                "the mesh needs mediapipe: pip install 'idlora[mesh]', or use --finder cascade"
+                "the mesh needs mediapipe 0.10.21, later ones lack it: pip install 'idlora[mesh]', or --finder cascade"
             ) from error
         return face_mesh
 
