@@ -78,7 +78,7 @@ def clips(count: int) -> dict[str, Any]:
             write_table(Path(folder), Table(name, "key", drawn[name]), columns)
             read_table(Path(folder), name)
     told["tables"], began = time.time() - began, time.time()
-    found = grouped(drawn["files"], drawn["clips"], drawn["quality"], drawn["voices"], settings.speakers)
+    found = grouped(drawn["files"], drawn["clips"], drawn["voices"], settings.speakers)
     told["speakers"], began = time.time() - began, time.time()
     known = {name: Table(name, "", rows) for name, rows in drawn.items()}
     known |= {"speakers": Table("speakers", "", found.clips), "links": Table("links", "", found.links)}

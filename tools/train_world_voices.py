@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the network that tells the speakers of the miniature's world, and writes the small file that ships.
 
-Run from the checkout: `python tools/train_world_voices.py CACHE`, about an hour on one core; the folder CACHE keeps what
-was heard, so that another call need not hear it again. Each utterance that it learns from is a speaker of its own,
+Run from the checkout: `python tools/train_world_voices.py CACHE`, about an hour on one core; the folder CACHE keeps
+what was heard, so that another call need not hear it again. Each utterance that it learns from is a speaker of its own,
 drawn from a seed that nothing else of the world has; others, of another seed, examine it.
 """
 
@@ -129,7 +129,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        mean += (float(loss) - mean) / min(step, 100)
+        mean += (loss.item() - mean) / min(step, 100)
         if step % 500 == 0:
             facts = {"step": step, "square_steps": round(mean, 4), "equal_error_rate": round(examined(net, unseen), 4)}
             told(**facts, seconds=round(time.time() - began))

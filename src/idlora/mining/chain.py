@@ -140,6 +140,10 @@ class Chain:
         given = {"rules": asdict(self.settings.speakers)}
         for unused in ("neighbours", "false_links"):
             del given["rules"][unused]
+        if cut.rows:  # other weights of the same name make other vectors
+            given["by"] = asdict(
+                voices.encoder_of(self.settings.speakers.encoder, self.settings.speakers.weights).record
+            )
         return self._by_file("voices", voices.COLUMNS, voices.voices_of, (files, cut), _taking(names), given)
 
     def words(self, files: Table, cut: Table) -> Table:
@@ -149,18 +153,21 @@ class Chain:
         def clip_of(row: Row) -> Item:
             return {**_taking(names)(row), "spoken": row["speech"]}
 
-        given = {"rules": {**asdict(self.settings.words), "vocabulary": list(self.settings.words.vocabulary)}}
+        rules = self.settings.words
+        given: Item = {"rules": {**asdict(rules), "vocabulary": list(rules.vocabulary)}}
+        if cut.rows:
+            given["by"] = asdict(words.listener_of(rules.whisper, rules.vocabulary).record)
         return self._by_file("words", words.COLUMNS, words.words_of, (files, cut), clip_of, given)
 
-    def speakers(self, files: Table, cut: Table, measured: Table, vectors: Table) -> tuple[Table, Table]:
+    def speakers(self, files: Table, cut: Table, vectors: Table) -> tuple[Table, Table]:
         """Who speaks in every clip, and the links between voices by which that is known."""
         rules = self.settings.speakers
-        before, given = [files, cut, measured, vectors], asdict(rules)
+        before, given = [files, cut, vectors], asdict(rules)
         made: list[Any] = []
 
         def once() -> Any:
             if not made:
-                made.append(grouped(files.rows, cut.rows, measured.rows, vectors.rows, rules))
+                made.append(grouped(files.rows, cut.rows, vectors.rows, rules))
             return made[0]
 
         groups = self.shop.pure("speakers", GROUPS, lambda: (once().clips, []), before, given)

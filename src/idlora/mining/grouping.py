@@ -13,7 +13,7 @@ from idlora.mining.likeness import Likeness, means_of
 from idlora.mining.neighbours import nearest
 from idlora.mining.settings import SpeakerRules
 from idlora.mining.tables import Row
-from idlora.mining.thresholds import COHORT, Bars, Law, bars_of
+from idlora.mining.thresholds import Bars, Law, bars_of
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
@@ -27,8 +27,6 @@ LINKS = {
 
 _MORE = 16  # neighbours that are looked at for doubts alone
 _ROUNDS = 2  # of learning again from what was linked
-_PITCH_NOISE = 0.1  # octaves by which one speaker's pitch differs from clip to clip, at the least
-_SPREAD_NOISE = 0.05  # of the spread of pitch, likewise
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Heard:
         names: of the clips.
         files, recordings, labels: of each.
         tracks: number of the track (N,) of each.
-        vectors: (N, D), with pitch.
+        vectors: (N, D).
         copies: (N, C, D), of the same in other rooms.
     """
 
@@ -60,19 +58,16 @@ class Heard:
     copies: Floats
 
 
-def grouped(
-    files: Sequence[Row], clips: Sequence[Row], quality: Sequence[Row], vectors: Sequence[Row], rules: SpeakerRules
-) -> Grouping:
+def grouped(files: Sequence[Row], clips: Sequence[Row], vectors: Sequence[Row], rules: SpeakerRules) -> Grouping:
     """Who speaks in every clip.
 
     Args:
         files: of the table of files.
         clips: of those to be grouped.
-        quality: with `hertz` and `spread`, by clip.
         vectors: with `vector` and `copies`, by clip.
         rules: how.
     """
-    heard = heard_of(files, clips, quality, vectors)
+    heard = heard_of(files, clips, vectors)
     if not heard.names:
         return Grouping([], [])
     voices = heard.tracks
@@ -84,39 +79,24 @@ def grouped(
     return Grouping(_rows(heard, voices, groups), _link_rows(heard, voices, links, groups))
 
 
-def heard_of(files: Sequence[Row], clips: Sequence[Row], quality: Sequence[Row], vectors: Sequence[Row]) -> Heard:
-    """Tables as arrays; pitch stands beside the vector as a second cue."""
-    by_file, by_clip = {row["file"]: row for row in files}, {row["clip"]: row for row in quality}
-    told = {row["clip"]: row for row in vectors}
-    rows = [row for row in clips if row["clip"] in told and row["clip"] in by_clip]
+def heard_of(files: Sequence[Row], clips: Sequence[Row], vectors: Sequence[Row]) -> Heard:
+    """Tables as arrays."""
+    by_file, told = {row["file"]: row for row in files}, {row["clip"]: row for row in vectors}
+    rows = [row for row in clips if row["clip"] in told]
     if not rows:
         return Heard([], [], [], [], np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1, 1)))
     _, tracks = np.unique([row["track"] for row in rows], return_inverse=True)
     plain = np.array([told[row["clip"]]["vector"] for row in rows], np.float64).reshape(len(rows), -1)
     copies = np.array([told[row["clip"]]["copies"] for row in rows], np.float64)
-    copies = copies.reshape(len(rows), -1, max(1, plain.shape[1]))
-    pitch = _pitch([by_clip[row["clip"]] for row in rows], plain)
-    beside = np.repeat(pitch[:, None], copies.shape[1], axis=1)
     return Heard(
         names=[row["clip"] for row in rows],
         files=[row["file"] for row in rows],
         recordings=[by_file[row["file"]]["recording"] for row in rows],
         labels=[by_file[row["file"]]["label"] for row in rows],
         tracks=np.asarray(tracks, np.int64),
-        vectors=np.concatenate([plain, pitch], axis=1),
-        copies=np.concatenate([copies, beside], axis=2),
+        vectors=plain,
+        copies=copies.reshape(len(rows), -1, max(1, plain.shape[1])),
     )
-
-
-def _pitch(rows: Sequence[Row], plain: Floats) -> Floats:
-    """Octaves and spread (N, 2) in units of their noise, scaled to the noise of a direction of the vectors."""
-    hertz = np.array([row["hertz"] for row in rows], np.float64)
-    octaves = np.log2(np.where(hertz > 0, hertz, np.nan))
-    middle = float(np.nanmedian(octaves)) if np.isfinite(octaves).any() else 0.0
-    octaves = np.nan_to_num(octaves - middle, nan=0.0)
-    spread = np.minimum(np.array([row["spread"] for row in rows], np.float64), 0.5)
-    unit = float(plain.std(axis=0).mean()) + 1e-9 if len(plain) else 1.0
-    return np.stack([octaves / _PITCH_NOISE, spread / _SPREAD_NOISE], axis=1).reshape(len(rows), 2) * unit
 
 
 def learnt(heard: Heard, voices: Classes, speakers: Classes | None = None) -> Likeness:
@@ -179,8 +159,8 @@ def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRul
     means = means_of(heard.vectors, voices)
     points, copies = likeness.points(means), likeness.points(means_of(heard.copies[:, 0], voices))
     distances, places = _of_others(*nearest(points, points, min(len(points), 2 * rules.neighbours + _MORE)), apart)
-    law = Law.of(_strange_distances(points, apart, rules.seed), len(points) - 1)
     pairs, lengths, mutual = _mutual(distances, places, rules.neighbours)
+    law = Law.of(lengths, len(points))
     allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in pairs], bool)
     pairs, lengths, mutual = pairs[allowed], lengths[allowed], mutual[allowed]
     strangers = law.strangers(lengths)
@@ -206,16 +186,6 @@ def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRul
 def _may_be_one(first: str, second: str, one_file: bool) -> bool:
     """Voices of one file were compared already; two labels are two speakers."""
     return not one_file and not (first and second and first != second)
-
-
-def _strange_distances(points: Floats, apart: Classes, seed: int) -> Floats:
-    """Distances (P,) of a drawn cohort's pairs of two recordings."""
-    cohort = np.sort(np.random.default_rng(seed).permutation(len(points))[:COHORT])
-    rows, columns = np.triu_indices(len(cohort), 1)
-    chosen, squares = points[cohort], np.square(points[cohort]).sum(axis=1)
-    found = squares[:, None] + squares - 2 * chosen @ chosen.T
-    other = apart[cohort][rows] != apart[cohort][columns]
-    return np.asarray(np.sqrt(np.maximum(found[rows[other], columns[other]], 0)))
 
 
 def _of_others(distances: Floats, places: Classes, apart: Classes) -> tuple[Floats, Classes]:

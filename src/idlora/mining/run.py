@@ -115,7 +115,7 @@ def _known(chain: Chain, tables: Mapping[str, Table]) -> dict[str, Table]:
     quality = chain.quality(files, tables["faces"], tables["speech"], cut)
     good = kept_of(cut, quality)
     voices = chain.voices(files, good)
-    speakers, links = chain.speakers(files, kept_of(good, voices), quality, voices)
+    speakers, links = chain.speakers(files, kept_of(good, voices), voices)
     # Hearing words takes longest, so only of those of whom there can be a pair.
     words = chain.words(files, kept_of(good, chain.pairable(files, speakers)))
     return {"quality": quality, "voices": voices, "words": words, "speakers": speakers, "links": links}

@@ -133,7 +133,7 @@ class SpeakerRules:
         copies: degraded copies of a voice's clips from which the effect of rooms and noise is learnt.
         clean: embed denoised sound, where the denoiser is installed.
         neighbours: of each voice that are looked at.
-        false_links: share of wrong links that is foretold, at the most, when the bar is chosen; there are fewer.
+        false_links: share of wrong links that is foretold, at the most, when the bar is chosen.
         seed: of the degradations.
     """
 
@@ -142,7 +142,7 @@ class SpeakerRules:
     copies: int = 2
     clean: bool = False
     neighbours: int = 4
-    false_links: float = 0.4
+    false_links: float = 0.01
     seed: int = 1
 
     def __post_init__(self) -> None:

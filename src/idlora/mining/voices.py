@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from idlora.data.media import Voice, clean_voice
 from idlora.data.media.timeline import read_mono
 from idlora.errors import InputError, SettingsError
+from idlora.evaluation.judges import JudgeRecord
 from idlora.evaluation.judges.voices import SpeakerEncoder, SpeakerSimilarity
 from idlora.mining.degrading import Sound, degraded
 from idlora.mining.mapping import Item, Outcome
@@ -24,8 +26,15 @@ WORLD = "speaker-world"
 NO_VOICE = "no voice to tell"
 
 
+class Encoder(NamedTuple):
+    """What makes vectors of voices, and who it is."""
+
+    encoder: SpeakerEncoder
+    record: JudgeRecord
+
+
 @cache
-def encoder_of(name: str, weights: str) -> SpeakerEncoder:
+def encoder_of(name: str, weights: str) -> Encoder:
     """The network of a judge of voices, by the judge's name; `speaker-world` is that of the miniature's world.
 
     Raises:
@@ -34,13 +43,14 @@ def encoder_of(name: str, weights: str) -> SpeakerEncoder:
     if name == WORLD:
         from idlora.evaluation.judges.world_voices import WorldVoices
 
-        return WorldVoices()
+        known = WorldVoices()
+        return Encoder(known, known.record)
     from idlora.evaluation.laboratory.panel import Panel
 
     judge = Panel.of([name], {name: weights} if weights else {}).judges[name]
     if not isinstance(judge, SpeakerSimilarity):
         raise SettingsError(f"{name!r} makes no vectors of voices; say `speaker` or one of its kin")
-    return judge.encoder
+    return Encoder(judge.encoder, judge.record)
 
 
 def voices_of(item: Item) -> Outcome:
@@ -51,7 +61,7 @@ def voices_of(item: Item) -> Outcome:
         SettingsError: the encoder or the denoiser is not installed.
     """
     rules = SpeakerRules(**item["rules"])
-    encoder = encoder_of(rules.encoder, rules.weights)
+    encoder, _ = encoder_of(rules.encoder, rules.weights)
     rows: list[Row] = []
     gone: list[Row] = []
     for clip in item["clips"]:
