@@ -10,6 +10,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from idlora.data.manifest import read_manifest
 from idlora.data.world.recordings import TALK
 from idlora.data.world.voice import VOCABULARY
 from idlora.errors import InputError, SettingsError
-from idlora.mining import probing
+from idlora.mining import probing, voices
 from idlora.mining.ledger import Ledger
 from idlora.mining.mapping import DIED, FAULT, cluster, mapped
 from idlora.mining.run import Mined, mine
@@ -184,6 +185,19 @@ def test_a_stage_is_made_anew_when_its_settings_or_files_change(
     assert key_of(table.parent, "scenes") == ""
     mined(corpus, tmp_path / "out", other)
     assert read_table(table.parent, "scenes") is not None
+
+
+def test_other_weights_of_an_encoder_make_other_vectors(
+    corpus: Path, made: tuple[Path, Mined], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made[0], tmp_path / "out")
+    known = voices.encoder_of(voices.WORLD, "")
+    other = known._replace(record=replace(known.record, weights="0" * 64))
+    monkeypatch.setattr(voices, "encoder_of", lambda *_: other)
+    asked: list[str] = []
+    mined(corpus, tmp_path / "out", settings(), lambda stage, *_: asked.append(stage))
+    assert "voices" in asked
+    assert not {"scenes", "faces", "quality", "words"} & set(asked)
 
 
 @pytest.fixture(scope="module")

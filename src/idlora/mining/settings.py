@@ -142,7 +142,7 @@ class SpeakerRules:
     copies: int = 2
     clean: bool = False
     neighbours: int = 4
-    false_links: float = 0.01
+    false_links: float = 0.005
     seed: int = 1
 
     def __post_init__(self) -> None:
