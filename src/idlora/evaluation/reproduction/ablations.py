@@ -97,13 +97,15 @@ ROUNDED = Ablation("rounded", 0, {"objective": {"positions": "bf16-training"}})
 NO_DROPOUT = Ablation("no-dropout", 0, {"objective": {"reference_dropout": 0.0}})
 UNMASKED = Ablation("unmasked", 0, {"objective": {"mask_reference_to_video": False}})
 BLOCKED = Ablation("blocked", 0, {"objective": {"reference_text": "block"}})
+# The branch is scaled by alpha / rank: with the recipe's alpha the first steps move the layers alike at every rank.
+RANKS = tuple(Ablation(f"rank-{rank}", 0, {"adapter": {"rank": rank, "alpha": 2.0}}) for rank in (4, 32, 128))
 ALONE = Ablation("alone", 0, {"objective": {"reference_attention": "alone"}})
 FEW_PAIRS = Ablation("few-pairs", 0, {"data": {"limit": 100}})
 FEW_STEPS = Ablation("few-steps", 0, {"steps": 25})
 ABLATIONS: tuple[Ablation, ...] = (
     *(*NEGATIVE, *SHARED, *FAR, *ADJACENT),
     *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED, ALONE),
-    *(FEW_PAIRS, FEW_STEPS),
+    *(FEW_PAIRS, FEW_STEPS, *RANKS),
 )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be tested with what ships: other options, other weights, and people."""
+"""What cannot be tested with what ships: other weights, and people."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from idlora.evaluation.reproduction.findings import Claim, Finding, untestable
 _FOLDER = "idlora evaluate CLIPS --out evaluation"
 
 
-OPTIONS: tuple[tuple[Claim, str, str], ...] = (
-    (
-        Claim("Rank 128 is enough; ranks 4 to 128", "rank 128"),
-        "adapters of the ranks would have to be trained to their ends; the miniature's own has rank 32",
-        "idlora train recipes/miniature.yaml --set adapter.rank=128 --set out=runs/rank-128",
-    ),
-)
 OTHERS: tuple[tuple[Claim, str, str], ...] = (
     (
         Claim("Voices are preferred over Kling 2.6 Pro", "73 % against 20 % of annotators"),
@@ -66,4 +59,4 @@ OTHERS: tuple[tuple[Claim, str, str], ...] = (
 
 def out_of_reach() -> list[Finding]:
     """A row for each, n = 0."""
-    return [untestable(*each) for each in (*OPTIONS, *OTHERS)]
+    return [untestable(*each) for each in OTHERS]

@@ -16,6 +16,7 @@ from idlora.evaluation.reproduction.ablations import (
     NEGATIVE,
     NO_DROPOUT,
     PAIRS,
+    RANKS,
     RECIPE,
     ROUNDED,
     SHARED,
@@ -118,6 +119,13 @@ def _amounts() -> Iterator[Row]:
         usual, early, VOICE, Claim(f"{steps}: nearer to the voice (above 0)", "6,000 and 3,000 steps"), _TO_TRUTH
     )
     yield _fitted(usual, early, Claim(f"{steps}: a lower held-out loss (below 0)", "6,000 and 3,000 steps", "below"))
+    *lower, highest = RANKS
+    for each in lower:
+        told = f"Rank {highest.config.adapter.rank} against {each.config.adapter.rank}"
+        yield _fitted([highest], [each], Claim(f"{told}: a lower held-out loss (below 0)", "rank 128", "below"))
+        yield _compared(
+            [highest], [each], VOICE, Claim(f"{told}: nearer to the voice (above 0)", "rank 128"), _TO_TRUTH
+        )
 
 
 def _compared(
