@@ -98,7 +98,7 @@ FULL = Extent(
     prompts=1,
     steps=20,
     scales=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
-    seconds=(0.5, 1.0, 2.0, 4.0, 5.0),
+    seconds=(0.5, 1.5, 5.0, 10.0),
     held_out=40,
     trains=True,
     trained_speakers=24,
@@ -158,6 +158,7 @@ class Arm:
             shipped,
             guidance=replace(guidance, identity=identity, modality=modality),
             num_inference_steps=extent.steps,
+            max_voice_seconds=max(shipped.max_voice_seconds, self.seconds),
             mask_reference_to_video=self.masks and shipped.mask_reference_to_video,
             positions=shipped.positions if self.adapter else self.positions,
         )

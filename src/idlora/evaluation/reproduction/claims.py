@@ -313,7 +313,7 @@ def _settings(extent: Extent) -> Iterator[Row]:
         "the adapter was trained with fp32 positions",
     )
     least, most = of_seconds(min(extent.seconds)), of_seconds(max(extent.seconds))
-    yield against(
+    lengths = against(
         most,
         least,
         VOICE,
@@ -323,6 +323,7 @@ def _settings(extent: Extent) -> Iterator[Row]:
         ),
         _TO_TRUTH,
     )
+    yield replace(lengths, arms=tuple(of_seconds(each) for each in extent.seconds))  # those between for the curve
 
 
 def _voices() -> Iterator[Row]:
