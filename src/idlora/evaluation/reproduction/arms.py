@@ -101,7 +101,7 @@ FULL = Extent(
     seconds=(0.5, 1.5, 5.0, 10.0),
     held_out=40,
     trains=True,
-    trained_speakers=24,
+    trained_speakers=16,
 )
 
 
