@@ -16,7 +16,7 @@ from idlora.data.manifest import read_manifest, write_manifest
 from idlora.data.world.pairs import WorldPair, render_pairs
 from idlora.errors import OutputError
 from idlora.evaluation.store import fingerprint
-from idlora.networks.adapter import read_adapter, write_adapter
+from idlora.networks.adapter import AdapterWeights, read_adapter, write_adapter
 from idlora.pipeline import IDLoraPipeline, Settings
 from idlora.pipeline.card import ModelCard, defaults_for
 from idlora.pipeline.records import from_json
@@ -181,7 +181,9 @@ def _train(ablation: Ablation, latents: Path, out: Path, moved: Notice) -> None:
         moved(f"training {ablation.key}: step {step} of {config.steps}, loss {values.get('loss', float('nan')):.4f}")
 
     trained = run_training(config, told)
-    write_adapter(out / ablation.file_name, read_adapter(trained), stacked=True)
+    found = read_adapter(trained)
+    metadata = {name: value for name, value in found.metadata.items() if name != "targets"}  # the layers' names say it
+    write_adapter(out / ablation.file_name, AdapterWeights(found.layers, metadata), stacked=True)
 
 
 def encoded_pairs(pipe: IDLoraPipeline, folder: Path, moved: Notice, workers: int = 1) -> Path:
