@@ -27,6 +27,9 @@ LINKS = {
 
 _MORE = 16  # neighbours that are looked at for doubts alone
 _ROUNDS = 2  # of learning again from what was linked
+_SURE = float(
+    np.log(100)
+)  # a file's tracks are one voice if that is so much likelier: some guests are like their hosts
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def learnt(heard: Heard, voices: Classes, speakers: Classes | None = None) -> Li
 
 
 def merged(heard: Heard, likeness: Likeness) -> Classes:
-    """The voice (N,) of every clip: tracks of one file that are likelier one speaker than two, all with all."""
+    """The voice (N,) of every clip: tracks of one file that are far likelier one speaker than two, all with all."""
     means = means_of(heard.vectors, heard.tracks)
     files: dict[str, list[int]] = {}
     for file, track in dict.fromkeys(zip(heard.files, heard.tracks.tolist(), strict=True)):
@@ -131,7 +134,7 @@ def merged(heard: Heard, likeness: Likeness) -> Classes:
 
 def _closest(sets: list[list[int]], scores: Floats) -> tuple[int, int] | None:
     """The two sets whose least likely members are likeliest one speaker; None if no two are."""
-    best, found = 0.0, None
+    best, found = _SURE, None
     for first in range(len(sets)):
         for second in range(first + 1, len(sets)):
             least = float(scores[np.ix_(sets[first], sets[second])].min())
