@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speakers", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first speaker")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--work", type=Path, default=Path("runs/pairs-truth"))
     arguments = parser.parse_args()
