@@ -12,13 +12,14 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pairs_truth import corpus_name
 
-from idlora.data.manifest import read_manifest
+from idlora.data.manifest import Pair, read_manifest
 from idlora.data.media import read_video, write_png
 from idlora.evaluation.judges import mono
 from idlora.evaluation.judges.voices import SpeakerJudge
@@ -55,10 +56,20 @@ def trained(folder: Path, steps: int) -> Path:
     return out / "adapter.safetensors"
 
 
+def in_turn(pairs: list[Pair], most: int) -> list[Pair]:
+    """So many pairs, a first one of every speaker, then a second one."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for pair in pairs:
+        turns.append(seen[pair.speaker])
+        seen[pair.speaker] += 1
+    order = sorted(range(len(pairs)), key=lambda place: (turns[place], place))
+    return [pairs[place] for place in order[:most]]
+
+
 def compared(folder: Path, adapter: Path, most: int) -> dict[str, Any]:
     """Similarity of clips by base and adapter to the true clips of unseen speakers."""
-    pairs, _ = read_manifest(folder / "test-hard.jsonl")
-    chosen = pairs[:: max(1, len(pairs) // most)][:most]
+    chosen = in_turn(read_manifest(folder / "test-hard.jsonl")[0], most)
     judges = {"speaker-world": WorldVoices(), "resemblyzer": SpeakerJudge()}
     pipes = {
         "base": IDLoraPipeline.from_pretrained("miniature", adapter_strength=0.0),
