@@ -33,7 +33,7 @@ TARGET = Path(idlora.__file__).parent / "evaluation" / "judges" / "assets" / "vo
 UTTERANCES, EXAMINED, CLIPS = 24_000, 100, 4
 LEARN_SEED, EXAM_SEED = 7_300_013, 7_400_011
 SAMPLES, FRAMES, PORTION = 36_480, 200, 1000
-STEPS, BATCH, RATE = 12_000, 64, 3e-3
+STEPS, BATCH, RATE, RATE_ON = 12_000, 64, 3e-3, 2e-3  # RATE_ON: where it goes on
 QUIETER, LOUDER = -1.4, 0.17  # of log amplitude: a recording's loudest moment decides how loud all of it is
 RATE_STEP, BASE_STEPS = 0.1, 4.0  # a speaking rate's just noticeable step; how many steps apart base voices are
 
@@ -119,8 +119,9 @@ def main() -> None:
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
     if len(sys.argv) > 2:
         net.load_state_dict({name: tensor.to(net.state_dict()[name]) for name, tensor in load_file(TARGET).items()})
-    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    rate = RATE_ON if len(sys.argv) > 2 else RATE
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     began, order, mean = time.time(), np.array([], int), 0.0
     for step in range(1, steps + 1):
         order = order if len(order) >= BATCH else rng.permutation(len(mels))

@@ -27,9 +27,8 @@ LINKS = {
 
 _MORE = 16  # neighbours that are looked at for doubts alone
 _ROUNDS = 2  # of learning again from what was linked
-_SURE = float(
-    np.log(100)
-)  # a file's tracks are one voice if that is so much likelier: some guests are like their hosts
+# How much likelier one speaker than two are a file's tracks that are one voice: some guests are like their hosts.
+_SURE = float(np.log(100))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ _TO_TRUTH = "similarity (Resemblyzer) to the true clip of the speaker in the pla
 _WER = "WER (pocketsphinx), quiet room and hall"
 _LIPS = score("lips-world", "correlation")
 _SMALL = (
-    f"adapters of rank {RECIPE.adapter.rank} after {RECIPE.steps} steps of {RECIPE.engine.batch} from {PAIRS} pairs, "
-    "far from done: what they say of a whole training is little"
+    f"adapters of rank {RECIPE.adapter.rank}, where ranks are not compared, after {RECIPE.steps} steps of "
+    f"{RECIPE.engine.batch} from {PAIRS} pairs, far from done: what they say of a whole training is little"
 )
 _LEARNT = "held-out loss of the sound with another speaker's reference, less that with the right one"
 _MANY = 1000  # above any number of prompts
