@@ -117,6 +117,23 @@ def test_a_second_call_makes_nothing_and_finds_the_same(whole: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_what_the_paper_compares_may_have_more_clips_than_the_rest(whole: Path) -> None:
+    before = {row["claim"]: row for row in rows_in(whole)}
+    reproduce(lab(FakeMaker()), replace(TINY, main_prompts=2), whole)
+    rows = {row["claim"]: row for row in rows_in(whole)}
+    main, other = (
+        "The adapter carries the voice over from another place (above 0)",
+        "The training mask at inference brings the voice nearer (above 0)",
+    )
+    assert [rows[main]["n"], before[main]["n"]] == [10, 5]
+    assert rows[main]["speakers"] == before[main]["speakers"]
+    assert rows[other]["n"] == before[other]["n"]
+    assert "2 in base, cascade, easy, hard" in (whole / "results.md").read_text(encoding="utf-8")
+    reproduce(lab(FakeMaker()), TINY, whole)
+    assert rows_in(whole) == list(before.values())
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_call_leaves_whole_files_and_the_next_goes_on(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         reproduce(lab(FakeMaker(stops_at="cascade")), TINY, tmp_path)

@@ -37,19 +37,19 @@ from idlora.training.latents.store import LatentStore
 
 Notice = Callable[[str], None]
 ADAPTERS = "adapters"  # below the folder of a reproduction
-PAIRS = 1000
+PAIRS = 3000
 SEEDS = (0, 1, 2)
 _NEWER = {"reference_attention": "joint"}  # options younger than the first adapters, as it was without them
 _MINIATURE = preset_config("miniature")
 RECIPE = replace(
     _MINIATURE,
-    steps=100,
+    steps=375,  # with batches of 8 every pair is seen once
     adapter=AdapterShape(rank=2),
     data=Data(limit=PAIRS),
     objective=replace(_MINIATURE.objective, reference_seconds=(2.0, 4.0)),
-    optimization=replace(_MINIATURE.optimization, learning_rate=4e-3, warmup=10, ema=0.97),
+    optimization=replace(_MINIATURE.optimization, learning_rate=4e-3, warmup=20, ema=0.99),
     engine=Engine(batch=8, precision="fp32", checkpointing="none"),
-    saving=Saving(every=50, keep_last=1),
+    saving=Saving(every=125, keep_last=1),
     watching=Watching(validate_every=0),
 )
 
@@ -100,12 +100,12 @@ BLOCKED = Ablation("blocked", 0, {"objective": {"reference_text": "block"}})
 # The branch is scaled by alpha / rank: with the recipe's alpha the first steps move the layers alike at every rank.
 RANKS = tuple(Ablation(f"rank-{rank}", 0, {"adapter": {"rank": rank, "alpha": 2.0}}) for rank in (4, 32, 128))
 ALONE = Ablation("alone", 0, {"objective": {"reference_attention": "alone"}})
-FEW_PAIRS = Ablation("few-pairs", 0, {"data": {"limit": 100}})
-FEW_STEPS = Ablation("few-steps", 0, {"steps": 25})
+FEWER_PAIRS = tuple(Ablation(f"pairs-{pairs}", 0, {"data": {"limit": pairs}}) for pairs in (100, 300, 1000))
+FEW_STEPS = Ablation("steps-75", 0, {"steps": 75})
 ABLATIONS: tuple[Ablation, ...] = (
     *(*NEGATIVE, *SHARED, *FAR, *ADJACENT),
     *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED, ALONE),
-    *(FEW_PAIRS, FEW_STEPS, *RANKS),
+    *(*FEWER_PAIRS, FEW_STEPS, *RANKS),
 )
 
 

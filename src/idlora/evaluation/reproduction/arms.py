@@ -42,7 +42,8 @@ class Extent:
     Attributes:
         name: `quick` or `full`.
         speakers: unseen ones, 1 to 40.
-        prompts: clips of each.
+        prompts: clips of each in an arm.
+        main_prompts: clips of each in the arms that the paper's own claims compare (`MAIN`), if that is more.
         steps: of the sampler.
         scales: of identity guidance.
         seconds: lengths of the reference.
@@ -67,6 +68,7 @@ class Extent:
     modality: bool = True
     trains: bool = False
     trained_speakers: int = 40
+    main_prompts: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.speakers <= NUM_SPEAKERS[SPLIT]:
@@ -75,7 +77,8 @@ class Extent:
     def places(self, arm: Arm) -> list[tuple[int, int]]:
         """Every (speaker, prompt) of an arm."""
         speakers = min(self.speakers, self.trained_speakers) if arm.adapter else self.speakers
-        return [(who, prompt) for prompt in range(self.prompts) for who in range(speakers)]
+        prompts = max(self.prompts, self.main_prompts) if arm in MAIN else self.prompts
+        return [(who, prompt) for prompt in range(prompts) for who in range(speakers)]
 
     def losses_of(self, adapter: str) -> range:
         """Validation speakers whose losses with an adapter are compared."""
@@ -101,7 +104,8 @@ FULL = Extent(
     seconds=(0.5, 1.5, 5.0, 10.0),
     held_out=40,
     trains=True,
-    trained_speakers=16,
+    trained_speakers=24,
+    main_prompts=3,
 )
 
 
@@ -202,6 +206,9 @@ STRUCK_ALONE = Arm("struck, alone", struck=True, making="alone")
 def of_scale(scale: float) -> Arm:
     """Identity guidance at a scale; 1 is the usual arm."""
     return HARD if scale == HARD.scale else Arm(f"scale {scale:g}", scale=scale, pictures=True)
+
+
+MAIN = frozenset({HARD, BASE, EASY, CASCADE, of_scale(0.0), of_scale(3.0)})
 
 
 def of_seconds(seconds: float) -> Arm:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots: all rows with their intervals, identity guidance, the length of the reference, and acoustic distance."""
+"""Plots: all rows with their intervals, curves along a setting or along an amount of training, acoustic distance."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from idlora.evaluation.figures import Plot, drawn
+from idlora.evaluation.reproduction.ablations import FEWER_PAIRS, NEGATIVE, PAIRS, RANKS
 from idlora.evaluation.reproduction.arms import BASE, CASCADE, HARD, Arm, of_scale, of_seconds
 from idlora.evaluation.reproduction.claims import VOICE, WORDS, curve
 from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, Finding
 from idlora.evaluation.reproduction.scores import Number, as_asked, score, scores_of
+from idlora.evaluation.reproduction.training_rows import arm_of
 from idlora.evaluation.reproduction.trials import Trials
 
 _COLOURS = {REPRODUCED: "#4c9a6a", NOT_REPRODUCED: "#d1603d"}
@@ -34,10 +36,15 @@ def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Plot]:
     scales = [(scale, of_scale(scale)) for scale in trials.extent.scales]
     usual = {*trials.extent.seconds, HARD.seconds}
     lengths = [(seconds, of_seconds(seconds)) for seconds in sorted(usual)]
+    fewer = [(float(each.config.data.limit), arm_of(each)) for each in FEWER_PAIRS]
+    pairs = [*fewer, (float(PAIRS), arm_of(NEGATIVE[0]))]
+    ranks = [(float(each.config.adapter.rank), arm_of(each)) for each in RANKS]
     draws: dict[str, Callable[[Any], bool]] = {
         "rows": lambda figure: _rows(figure, findings),
         "identity-guidance": lambda figure: _curves(figure, trials, scales, "scale of identity guidance", _OF_GUIDANCE),
         "reference-length": lambda figure: _curves(figure, trials, lengths, "seconds of reference"),
+        "training-pairs": lambda figure: _curves(figure, trials, pairs, "pairs trained with, equal steps"),
+        "ranks": lambda figure: _curves(figure, trials, ranks, "rank of the adapter, equal steps"),
         "acoustic-distance": lambda figure: _distances(figure, trials),
     }
     return drawn(draws, font_size=8, dpi=80)

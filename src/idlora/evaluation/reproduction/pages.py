@@ -10,7 +10,7 @@ from typing import Any
 
 from idlora.evaluation.figures import Plot
 from idlora.evaluation.laboratory.tables import Sheet
-from idlora.evaluation.reproduction.arms import Extent
+from idlora.evaluation.reproduction.arms import MAIN, Extent
 from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, RULE, UNTESTABLE, Finding
 from idlora.evaluation.reproduction.studio import Fault
 from idlora.files import write_bytes, write_text
@@ -80,13 +80,15 @@ def _failed(findings: Sequence[Finding]) -> tuple[list[Finding], list[Finding]]:
 
 def _circumstances(extent: Extent, told: Mapping[str, Any]) -> str:
     unlike = "" if extent.modality else ", no modality guidance"
+    more = extent.main_prompts > extent.prompts
+    main = f" ({extent.main_prompts} in {', '.join(sorted(arm.name for arm in MAIN))})" if more else ""
     return (
         f"Extent `{extent.name}`: {extent.speakers} speakers whom training never heard, {extent.prompts} clip(s) of "
-        f"each in an arm, orders of words that it never heard, {extent.steps} Euler steps{unlike}, else the shipped "
-        "settings but for what an arm changes. Unless a row says otherwise the reference has 3 s and comes from "
-        "another place than the clip asked for, and identity guidance is 1. Half of the clips are asked for in the "
-        "quiet room, the others in hall, rain and street; styles are calm, loud and fast, since whispers are beyond "
-        "the judges. Intervals redraw speakers; differences are paired by clip, seed and speaker. Rows are not "
+        f"each in an arm{main}, orders of words that it never heard, {extent.steps} Euler steps{unlike}, else the "
+        "shipped settings but for what an arm changes. Unless a row says otherwise the reference has 3 s and comes "
+        "from another place than the clip asked for, and identity guidance is 1. Half of the clips are asked for in "
+        "the quiet room, the others in hall, rain and street; styles are calm, loud and fast, since whispers are "
+        "beyond the judges. Intervals redraw speakers; differences are paired by clip, seed and speaker. Rows are not "
         "corrected for being many: some may lie where they lie by chance. Not blind: that the quick form asks for so "
         "many quiet rooms, the rows on the room, words in quiet room and hall alone, and the control of the cascade "
         f"were chosen after readings of some of these very speakers. {told['spent']}\n"

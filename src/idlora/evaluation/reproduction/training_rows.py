@@ -11,8 +11,8 @@ from idlora.evaluation.reproduction.ablations import (
     ALONE,
     BLOCKED,
     FAR,
-    FEW_PAIRS,
     FEW_STEPS,
+    FEWER_PAIRS,
     NEGATIVE,
     NO_DROPOUT,
     PAIRS,
@@ -36,8 +36,8 @@ _TO_TRUTH = "similarity (Resemblyzer) to the true clip of the speaker in the pla
 _WER = "WER (pocketsphinx), quiet room and hall"
 _LIPS = score("lips-world", "correlation")
 _SMALL = (
-    f"adapters of rank {RECIPE.adapter.rank}, where ranks are not compared, after {RECIPE.steps} steps of "
-    f"{RECIPE.engine.batch} from {PAIRS} pairs, far from done: what they say of a whole training is little"
+    f"but for what is compared, adapters of rank {RECIPE.adapter.rank} after {RECIPE.steps} steps of "
+    f"{RECIPE.engine.batch} from {PAIRS:,} pairs, far from done: what they say of a whole training is little"
 )
 _LEARNT = "held-out loss of the sound with another speaker's reference, less that with the right one"
 _MANY = 1000  # above any number of prompts
@@ -111,9 +111,10 @@ def _options() -> Iterator[Row]:
 
 def _amounts() -> Iterator[Row]:
     usual = NEGATIVE[:1]
-    pairs, few = f"{PAIRS:,} pairs against {FEW_PAIRS.config.data.limit}", [FEW_PAIRS]
-    yield _compared(usual, few, VOICE, Claim(f"{pairs}: nearer to the voice (above 0)", "2,963 pairs"), _TO_TRUTH)
-    yield _fitted(usual, few, Claim(f"{pairs}: a lower held-out loss (below 0)", "2,963 pairs", "below"))
+    for few in FEWER_PAIRS:
+        told = f"{PAIRS:,} pairs against {few.config.data.limit:,}"
+        yield _compared(usual, [few], VOICE, Claim(f"{told}: nearer to the voice (above 0)", "2,963 pairs"), _TO_TRUTH)
+        yield _fitted(usual, [few], Claim(f"{told}: a lower held-out loss (below 0)", "2,963 pairs", "below"))
     steps, early = f"{RECIPE.steps} steps against {FEW_STEPS.config.steps}", [FEW_STEPS]
     yield _compared(
         usual, early, VOICE, Claim(f"{steps}: nearer to the voice (above 0)", "6,000 and 3,000 steps"), _TO_TRUTH
