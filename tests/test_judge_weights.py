@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,6 +37,7 @@ from idlora.evaluation.judges.voxceleb import Ecapa, VoxCelebSpeaker
 from idlora.evaluation.judges.wavlm import LARGE, WavLMEcapaSpeaker, WavLMSpeaker, renamed
 from idlora.evaluation.judges.weights import tensors_of
 from idlora.evaluation.judges.whisper import WhisperListener
+from idlora.files import sha256_of
 from tiny_networks import byte_vocabulary, write_whisper
 
 TINY_WAVLM: dict[str, Any] = {
@@ -220,6 +222,33 @@ def test_files_are_read_as_tensors_and_never_run(tmp_path: Path) -> None:
     for judge in (SyncNetJudge, WavLMEcapaSpeaker, ArcFaceJudge):
         with pytest.raises(WeightsError, match="there are no weights"):
             judge(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("judge", "source", "name"),
+    [
+        (VoxCelebSpeaker, "speechbrain/spkrec-ecapa-voxceleb", "embedding_model.ckpt"),
+        (WavLMEcapaSpeaker, "some.one/uni-speech/sv/other.pth", "sv/other.pth"),
+    ],
+)
+def test_files_are_taken_from_the_hub_by_name(
+    judge: Any, source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=rf"no weights.*{source}.*hub does not give them.*check.*download {name}"):
+        judge(source)
+    cached = tmp_path / f"models--{'--'.join(source.split('/')[:2])}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1" * 40)
+    file = cached / "snapshots" / ("1" * 40) / name
+    file.parent.mkdir(parents=True)
+    torch.save({"a": torch.ones(2)}, file)
+    assert judge(source).record.weights == sha256_of(file) == judge(str(file)).record.weights
+    assert torch.equal(tensors_of(judge(source)._file)["a"], torch.ones(2))
+    for path in (f"./{source}", f"/{source}", f"{tmp_path}/{source}"):  # a path is no name
+        with pytest.raises(WeightsError, match=r"check the path$"):
+            judge(path)
 
 
 # ArcFace

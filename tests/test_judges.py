@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from idlora.data.prompt import Prompt
 from idlora.data.world.captions import prompt_of
+from idlora.data.world.clip import spoken
 from idlora.data.world.face import Face
 from idlora.data.world.look import portrait
+from idlora.data.world.speakers import clip as clip_of
 from idlora.data.world.voice import SAMPLE_RATE
 from idlora.errors import InputError, MediaError
 from idlora.evaluation.clips import enrolment, target, true_sound
@@ -66,6 +68,22 @@ def test_the_true_clip_is_a_second_measure(voices: SpeakerJudge) -> None:
     assert values["similarity"] < 0.99
 
 
+def test_the_reference_and_the_true_clip_do_not_need_one_another(voices: SpeakerJudge) -> None:
+    judge, clip, truth = SpeakerSimilarity(voices), heard(sound_of(1)), heard(sound_of(1, 1))
+    whole = judge.score(clip, Reference(heard(sound_of(1, 2)), truth=truth), None)
+    noise = heard(0.1 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32))
+    for voice, reason in ((None, "no reference voice"), (noise, "speech are found"), (heard(0 * sound_of(1)), "level")):
+        values = judge.score(clip, Reference(voice, truth=truth), None)
+        assert values.keys() == {"truth", "similarity_unjudged"}
+        assert values["truth"] == whole["truth"]
+        assert reason in values["similarity_unjudged"]
+        with pytest.raises(InputError, match=reason):
+            judge.score(clip, Reference(voice, truth=noise), None)
+    values = judge.score(clip, Reference(heard(sound_of(1, 2)), truth=noise), None)
+    assert values["similarity"] == whole["similarity"]
+    assert "speech are found" in values["truth_unjudged"]
+
+
 def test_a_voice_that_changes_drifts(voices: SpeakerJudge) -> None:
     own = np.concatenate([sound_of(0), sound_of(0, 1)])
     changing = np.concatenate([sound_of(0), sound_of(5, 1)])
@@ -112,14 +130,37 @@ def said(*words: tuple[str, float]) -> list[Heard]:
 def test_errors_lie_where_they_are_heard() -> None:
     asked = ["one", "two", "three"]
     right = said(("one", 0.1), ("two", 0.8), ("three", 1.5))
-    assert [part.errors for part in split_errors(asked, right, ONSET)] == [0, 0]
-    first, rest = split_errors(asked, said(("um", 0.0), ("one", 0.3), ("two", 0.8), ("three", 1.5)), ONSET)
+    assert [part.errors for part in split_errors(asked, right, ONSET, 2.28)] == [0, 0]
+    first, rest = split_errors(asked, said(("um", 0.0), ("one", 0.3), ("two", 0.8), ("three", 1.5)), ONSET, 2.28)
     assert (first.errors, first.words, rest.errors, rest.words) == (1, 1, 0, 2)
-    first, rest = split_errors(asked, said(("two", 0.8), ("three", 1.5)), ONSET)
+    first, rest = split_errors(asked, said(("two", 0.8), ("three", 1.5)), ONSET, 2.28)
     assert (first.errors, first.words, rest.errors) == (1, 1, 0)
-    first, rest = split_errors(asked, said(("one", 0.1), ("two", 0.8), ("free", 1.5)), ONSET)
+    first, rest = split_errors(asked, said(("one", 0.1), ("two", 0.8), ("free", 1.5)), ONSET, 2.28)
     assert (first.errors, rest.errors) == (0, 1)
-    assert split_errors(asked, [], ONSET)[0].errors == 3
+
+
+def test_missing_words_are_spread_over_the_time_they_lack() -> None:
+    asked = ["one", "two", "three"]
+    for words, seconds, onset, rest in (
+        ([], 2.25, (1, 1), (2, 2)),  # at 0.375, 1.125 and 1.875 s
+        ([], 0.5, (3, 3), (0, 0)),
+        ([], 10.0, (0, 0), (3, 3)),  # a twentieth of the clip is no word of three
+        (said(("three", 1.5)), 2.25, (1, 1), (1, 2)),
+        (said(("one", 0.0), ("three", 1.5)), 2.25, (0, 1), (1, 2)),  # at 0.9 s, not where the word before it ended
+        (said(("one", 0.0)), 2.25, (0, 1), (2, 2)),
+    ):
+        first, later = split_errors(asked, words, ONSET, seconds)
+        assert ((first.errors, first.words), (later.errors, later.words)) == (onset, rest), words
+
+
+def test_missing_words_of_true_clips_lie_on_their_side() -> None:
+    for index in range(30):
+        spec = clip_of("test", index)
+        spans = [Heard(word, *span) for word, span in zip(spec.words, spoken(spec), strict=True)]
+        for missing in ({0}, {1}, {2}, {0, 1}, {0, 2}, {1, 2}, {0, 1, 2}):
+            first, rest = split_errors(spec.words, [w for i, w in enumerate(spans) if i not in missing], ONSET, 2.28)
+            early = sum(spans[place].start < ONSET for place in missing)
+            assert (first.errors, rest.errors) == (early, len(missing) - early)
 
 
 # Words
@@ -163,6 +204,21 @@ def test_other_words_than_the_worlds_are_heard_by_the_open_listener(words: Words
     assert letter_errors(["ab", "c"], ["ab", "d"]) == 1
 
 
+def test_the_record_names_the_model_and_every_listener(voices: SpeakerJudge, words: WordsJudge) -> None:
+    closed, free = WordJudge().record, WordJudge(None).record
+    assert len(closed.weights) == 64
+    assert closed.weights == free.weights  # one package
+    assert closed.limits != free.limits
+    both = WordsJudge(closed=WordJudge()).record
+    assert closed.limits in both.limits
+    assert free.limits in both.limits
+    assert (both.name, both.version, both.weights) == (closed.name, closed.version, closed.weights)
+    assert WordsJudge(WordJudge(None)).record == free
+    onset = OnsetJudge(voices, words).record
+    assert onset.weights == voices.record.weights + closed.weights
+    assert closed.limits in onset.limits
+
+
 @pytest.mark.parametrize("prompt", [None, Prompt(visual="a person")])
 def test_without_words_there_is_nothing_to_count(words: WordsJudge, prompt: Prompt | None) -> None:
     with pytest.raises(InputError, match="says no words"):
@@ -199,6 +255,26 @@ def test_no_mouth_is_no_verdict() -> None:
             LipJudge().score(Footage(frames, 25.0, sound_of(0)), Reference(), None)
     with pytest.raises(InputError, match="too few"):
         align(opening_of(footage(0).pictures)[:15], sound_of(0), 25.0)
+
+
+def test_what_does_not_change_is_in_step_with_nothing() -> None:
+    clip = footage(0)
+    time = np.arange(len(clip.sound)) / SAMPLE_RATE
+    hums = {f: (0.2 * np.sin(2 * np.pi * f * time)).astype(np.float32) for f in (50, 60, 110, 440)}
+    late = np.concatenate([0 * clip.sound, clip.sound])  # begins when the pictures are over
+    for samples, reason in (
+        *((hum, "the sound is steady") for hum in hums.values()),
+        (np.full_like(clip.sound, 0.2), "the sound is steady"),
+        (late, "s of sound under the pictures are below"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            LipJudge().score(replace(clip, samples=samples), Reference(), None)
+    frames = clip.pictures.copy()
+    frames[:40] = frames[0]
+    with pytest.raises(InputError, match=r"mouth does not move in the 1.60 s that have sound"):
+        LipJudge().score(Footage(frames, 25.0, clip.sound[: 40 * 640]), Reference(), None)
+    noisy = 0.01 * np.random.default_rng(0).standard_normal(len(clip.sound)).astype(np.float32)
+    assert LipJudge().score(replace(clip, samples=noisy), Reference(), None)["best"] > 0  # noise counts as sound
 
 
 # The interface

@@ -27,7 +27,13 @@ from idlora.evaluation.judges.learnt import facts
 from idlora.evaluation.judges.levels import LevelsJudge, clipped_share, loudness, silent_share
 from idlora.evaluation.judges.stoi import stoi
 from idlora.evaluation.judges.world_faces import WorldFacesJudge
-from idlora.evaluation.judges.world_sounds import WorldSoundsJudge, asked_aspects
+from idlora.evaluation.judges.world_sounds import (
+    ASPECTS,
+    WorldSoundsJudge,
+    asked_aspects,
+    heard_aspects,
+    risen_seconds,
+)
 from judged_clips import footage, heard, sound_of
 
 # Faces and sounds of the world
@@ -94,6 +100,40 @@ def test_a_place_copied_from_the_reference_is_told() -> None:
     followed = WorldSoundsJudge().score(heard(sound_of(0)), reference, quiet)
     assert (copied["place_copied"], copied["place_right"]) == (1, 0)
     assert (followed["place_copied"], followed["place_right"]) == (0, 1)
+
+
+def test_a_style_wants_somebody_who_speaks() -> None:
+    judge, prompt = WorldSoundsJudge(), prompt_of(target("test", 0, 0))
+    length = len(sound_of(0))
+    noise = 0.1 * np.random.default_rng(0).standard_normal(length)
+    click = 0.9 * np.eye(1, length, length // 2)[0]
+    for sound in (noise, np.full(length, 0.2), click, 0.2 * np.sin(np.arange(length) / 20)):
+        values = judge.score(heard(sound.astype(np.float32)), Reference(), prompt)
+        assert "nobody speaks in it" in values["style_unjudged"]
+        assert values.keys() == {"style_unjudged", "place_heard", "object_heard", "place_right", "object_right"}
+    with pytest.raises(InputError, match=r"0.12 s do not tell a place"):
+        judge.score(heard(sound_of(0)[: SAMPLE_RATE * 12 // 100]), Reference(), prompt)
+    for index in range(16):  # whoever whispers in the rain too, in whom WebRTC's detector may find no speech
+        sound = true_sound(replace(asked_for(index), place="rain") if index % 2 else asked_for(index))
+        values = judge.score(heard(sound), Reference(), prompt)
+        assert {aspect: values[f"{aspect}_heard"] for aspect in ASPECTS} == heard_aspects(sound)
+        assert "style_unjudged" not in values
+
+
+def test_whispers_in_the_rain_rise_out_of_it() -> None:
+    risen = [
+        risen_seconds(true_sound(replace(clip("test", index), style="whispered", place="rain"))) for index in range(40)
+    ]
+    assert min(risen) > 0.15
+
+
+def test_a_reference_that_tells_no_place_costs_that_alone() -> None:
+    judge, prompt = WorldSoundsJudge(), prompt_of(target("test", 0, 0))
+    alone = judge.score(heard(sound_of(0)), Reference(), prompt)
+    for voice, reason in ((0 * sound_of(1), "level is below"), (sound_of(1)[:3200], "0.20 s do not tell")):
+        values = judge.score(heard(sound_of(0)), Reference(heard(voice)), prompt)
+        assert reason in values.pop("place_copied_unjudged")
+        assert values == alone
 
 
 # Levels
@@ -191,3 +231,23 @@ def test_bins_hold_as_many_each(distances: list[float]) -> None:
     counts = np.bincount(places, minlength=3)
     assert counts.max() - counts.min() <= 2
     assert all(edges[p] <= d + 1e-9 and d <= edges[p + 1] + 1e-9 for d, p in zip(distances, places, strict=True))
+
+
+@given(st.lists(st.sampled_from((0.0, 0.1, 0.5, 0.7, 2.0)), min_size=3, max_size=40), st.integers(2, 4))
+def test_equal_distances_stay_together_and_no_bin_is_empty(distances: list[float], count: int) -> None:
+    if len(distances) < count:
+        return
+    edges, places = bins_of(np.array(distances), count)
+    if len(set(distances)) < count:
+        assert (len(edges), places) == (0, [])
+        return
+    assert set(places) == set(range(count))
+    pairs = sorted(zip(distances, places, strict=True))
+    assert [place for _, place in pairs] == sorted(places)
+    assert len(dict(pairs)) == len(set(pairs))
+    assert all(edges[p] <= d <= edges[p + 1] for d, p in pairs)
+
+
+def test_references_from_the_true_place_are_the_near_ones() -> None:
+    assert bins_of(np.array([0.0] * 8 + [1.0, 2.0, 3.0, 4.0]))[1] == [0] * 8 + [1, 1, 2, 2]
+    assert bins_of(np.array([1.0, 2.0, 3.0, 4.0] + [9.0] * 8))[1] == [0, 0, 0, 1] + [2] * 8

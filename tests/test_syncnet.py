@@ -15,7 +15,16 @@ from idlora.errors import InputError, WeightsError
 from idlora.evaluation.clips import target, true_sound
 from idlora.evaluation.judges import Footage, Reference
 from idlora.evaluation.judges.mfcc import mfcc
-from idlora.evaluation.judges.syncnet import SyncNet, SyncNetJudge, at_rate, distances, embedded, face_crops, lse
+from idlora.evaluation.judges.syncnet import (
+    SyncNet,
+    SyncNetJudge,
+    at_rate,
+    distances,
+    embedded,
+    face_crops,
+    lse,
+    refuse_still,
+)
 from idlora.evaluation.judges.weights import fill, tensors_of
 
 
@@ -116,6 +125,28 @@ def test_syncnet_judges_a_clip(syncnet: Path) -> None:
     assert "network" not in pickle.loads(pickle.dumps(judge)).__dict__  # noqa: S301 - made on this line
     with pytest.raises(InputError, match="too few"):
         judge.score(Footage(frames[:5], 25.0, sound()), Reference(), None)
+
+
+def test_without_a_moving_mouth_there_is_no_verdict(syncnet: Path) -> None:
+    rng = np.random.default_rng(0)
+    judge, samples = SyncNetJudge(str(syncnet)), sound()[: 10 * 640]
+    face = rng.integers(30, 220, (1, 64, 64, 3))
+    black, still = np.zeros((10, 64, 64, 3), int), np.repeat(face, 10, axis=0)
+    flicker = black + 10 * np.arange(10)[:, None, None, None]
+    coded = still + rng.integers(-2, 3, still.shape)  # as a codec leaves a picture that stands still
+    late = np.concatenate([still, rng.integers(0, 255, still.shape)])  # moves when the sound is over
+    for frames, reason in (
+        (black, "of one colour"),
+        (flicker, "of one colour"),
+        (still, "stands still"),
+        (coded, "stands still"),
+        (late, "stands still"),
+    ):
+        with pytest.raises(InputError, match=f"{reason}.*no moving mouth"):
+            judge.score(Footage(frames.astype(np.uint8), 25.0, samples), Reference(), None)
+    mouth = coded.copy()
+    mouth[::2, 40:44, 28:36] = 0  # of 4 x 8 pixels
+    refuse_still(face_crops(mouth.astype(np.uint8), None))
 
 
 def test_faces_are_cropped_and_brought_to_25_frames() -> None:

@@ -37,10 +37,9 @@ def reproduce(
     from idlora.evaluation.reproduction.crew import Crew
     from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, UNTESTABLE
     from idlora.evaluation.reproduction.run import Laboratory, extent_of, reproduce, studio_of
-    from idlora.pipeline import IDLoraPipeline
 
     extent = extent_of(quick=quick, speakers=speakers)
-    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
+    lab = Laboratory.of(model, latents)
     workers = workers or min(own_processors(), _MOST_WORKERS)
     crew = Crew(partial(studio_of, model, latents, extent, out), workers) if workers > 1 else None
     found = reproduce(lab, extent, out, lambda text: print(text, file=sys.stderr, flush=True), crew)

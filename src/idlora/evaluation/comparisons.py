@@ -8,7 +8,7 @@ are one statistic, sum over sum. Clips of one speaker are alike and always stay 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,6 +22,7 @@ from idlora.evaluation.statistics import DRAWS, Draw, Estimate, Floats, bootstra
 LEVEL, POWER = 0.95, 0.8
 _EXACT = 12  # speakers up to which all signs are tried
 _PERMUTATIONS = 10_000
+_ROUNDING = 1e-6  # of a value's size: judges compute in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,13 @@ def wide_level(num_speakers: int, level: float = LEVEL) -> float:
 
 
 def interval(table: Table, *, draws: int = DRAWS) -> Estimate:
-    """The value with its 95 % interval, speakers drawn again; of one speaker there is no interval (nan)."""
-    count = len(table.speakers)
-    if count < 2:
+    """The value with its 95 % interval, speakers drawn again.
+
+    There is none (nan) of one speaker, nor of speakers who are all alike: drawn again they give the same value each
+    time, and an interval of no width would claim to know what so few cannot tell.
+    """
+    count, parts = len(table.speakers), _contributions(table)
+    if count < 2 or _alike(parts, parts):
         return Estimate(table.value, math.nan, math.nan)
 
     def statistic(drawn: Draw) -> float:
@@ -81,11 +86,12 @@ class Comparison:
     """System less baseline on the clips of both.
 
     Attributes:
-        difference: with its interval; nan where one speaker is all there is.
+        difference: with its interval; nan of one speaker, or where it is the same for all speakers.
         p: of a permutation of the two systems' labels, speaker by speaker, two-sided.
         n: clips of each.
         speakers: number of them.
-        smallest: smallest true difference that so many speakers show with a power of 0.8.
+        smallest: smallest true difference that so many speakers show with a power of 0.8; inf of one speaker, nan
+            (unknown) where the difference is the same for all.
     """
 
     difference: Estimate
@@ -109,17 +115,45 @@ def compare(system: Table, baseline: Table, n: int, *, draws: int = DRAWS, seed:
         first, second = (table.sums[drawn].sum() / table.weights[drawn].sum() for table in (system, baseline))
         return float(first - second)
 
-    everyone = np.arange(count)
+    value = statistic(np.arange(count))
     if count < 2:
-        return Comparison(Estimate(statistic(everyone), math.nan, math.nan), 1.0, n, count, math.inf)
+        return Comparison(Estimate(value, math.nan, math.nan), 1.0, n, count, math.inf)
+    pair = _contributions(system), _contributions(baseline)
+    own, p = pair[0] - pair[1], exchange_p(system, baseline, seed=seed)
+    if _alike(own, np.concatenate(pair)):
+        return Comparison(Estimate(value, math.nan, math.nan), p, n, count, math.nan)
     difference = bootstrap(statistic, count, draws=draws, level=wide_level(count))
-    own = _contributions(system) - _contributions(baseline)
-    return Comparison(difference, permutation_p(own, seed=seed), n, count, smallest_difference(own))
+    return Comparison(difference, p, n, count, smallest_difference(own))
 
 
 def _contributions(table: Table) -> Floats:
-    """Each speaker's part (S,) of the value, whose mean is the value: sums over the mean weight."""
-    return np.asarray(table.sums / table.weights.mean())
+    """Each speaker's part (S,) of the value R, whose mean is R: (sum - R * weight) / mean weight + R, to first order.
+
+    Equal weights leave a speaker's own mean. Parts are equal only where every speaker's sum over weight is R.
+    """
+    value = table.value
+    return np.asarray((table.sums - value * table.weights) / table.weights.mean() + value)
+
+
+def _alike(parts: Floats, of: Floats) -> bool:
+    """Whether parts (S,) differ by no more than rounding of the values that they are made of."""
+    return bool(np.ptp(parts) <= _ROUNDING * np.abs(of).max())
+
+
+def exchange_p(system: Table, baseline: Table, *, seed: int = 0) -> float:
+    """Two-sided p of the difference of two tables by exchanging the two labels, speaker by speaker.
+
+    A speaker's sum and weight change sides together, so that rates over other numbers of words are compared rightly.
+    Of equal weights it is `permutation_p` of the speakers' differences.
+    """
+    half_sums, half_weights = (system.sums - baseline.sums) / 2, (system.weights - baseline.weights) / 2
+    all_sums, all_weights = (system.sums + baseline.sums).sum() / 2, (system.weights + baseline.weights).sum() / 2
+
+    def difference(signs: Floats) -> Floats:
+        sums, weights = signs @ half_sums, signs @ half_weights
+        return np.asarray((all_sums + sums) / (all_weights + weights) - (all_sums - sums) / (all_weights - weights))
+
+    return _p_of(difference, len(system.speakers), seed)
 
 
 def permutation_p(differences: Floats, *, seed: int = 0) -> float:
@@ -127,14 +161,18 @@ def permutation_p(differences: Floats, *, seed: int = 0) -> float:
 
     Beyond, 10,000 random flips and the identity are counted, so that p is never 0 (Phipson and Smyth 2010).
     """
-    count = len(differences)
-    if count <= _EXACT:
+    return _p_of(lambda signs: np.asarray(signs @ differences), len(differences), seed)
+
+
+def _p_of(statistic: Callable[[Floats], Floats], count: int, seed: int) -> float:
+    """Share of the signs (N, S) whose statistic (N,) is as far from 0 as that of all ones."""
+    exact = count <= _EXACT
+    if exact:
         signs = np.array(list(product((1.0, -1.0), repeat=count)))
-        extreme = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12
-        return float(extreme.mean())
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), (_PERMUTATIONS, count))
-    extreme = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12
-    return float((extreme.sum() + 1) / (_PERMUTATIONS + 1))
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), (_PERMUTATIONS, count))
+    extreme = np.abs(statistic(signs)) >= abs(statistic(np.ones((1, count)))[0]) - 1e-12
+    return float(extreme.mean() if exact else (extreme.sum() + 1) / (_PERMUTATIONS + 1))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from idlora.errors import OutputError, SettingsError
 from idlora.files import write_text
+
+logger = logging.getLogger(__name__)
 
 Values = dict[str, Any]
 
@@ -24,8 +27,10 @@ def fingerprint(subject: Mapping[str, Any]) -> str:
 class Store:
     """Scores by key in a file whose first line names what they belong to.
 
+    Lines that are damaged are left out, with a warning: their scores are made again.
+
     Raises:
-        SettingsError: the file belongs to something else.
+        SettingsError: the file belongs to something else, or does not say to what.
         OutputError: it cannot be read or written.
     """
 
@@ -56,23 +61,47 @@ class Store:
 
     def _read(self) -> dict[str, Values]:
         lines = self._lines()
-        if lines and lines[0]["key"] != self.owner:
-            raise SettingsError(
-                f"{self.path} holds scores of another model or other settings ({lines[0]['key']}, not {self.owner}); "
-                "choose another folder or remove the file"
-            )
-        scores = {line.pop("key"): line for line in lines[1:]}
+        if lines:
+            self._refuse_others(lines.pop(0))
+        scores: dict[str, Values] = {}
+        for line in lines:
+            if line is not None:
+                scores[line.pop("key")] = line
+        if damaged := lines.count(None):
+            logger.warning("%s: damaged lines that were left out: %d; their scores are made again", self.path, damaged)
         # Written anew, so that a line cut short by an interruption is gone.
         write_text(self.path, "".join([_line(self.owner, {}), *(_line(*item) for item in scores.items())]))
         return scores
 
-    def _lines(self) -> list[Values]:
+    def _refuse_others(self, first: Values | None) -> None:
+        if first is None:
+            raise SettingsError(
+                f"{self.path} does not begin with a line that names whose scores it holds; choose another folder or "
+                "remove the file"
+            )
+        if first["key"] != self.owner:
+            raise SettingsError(
+                f"{self.path} holds scores of another model or other settings ({first['key']}, not {self.owner}); "
+                "choose another folder or remove the file"
+            )
+
+    def _lines(self) -> list[Values | None]:
+        """The lines, None for a damaged one; a last one that was cut short is not damage but an interruption."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            content = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
             raise OutputError(f"cannot read {self.path}: {error.strerror}; choose another folder") from error
-        return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("}\n")]
+        first, *rest = content.split(b"\n")
+        return [_values(line) for line in (first, *rest[:-1])] if content else []
+
+
+def _values(line: bytes) -> Values | None:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("key"), str) else None
 
 
 def _line(key: str, values: Values) -> str:

@@ -3,52 +3,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from idlora.data.manifest import Pair
-from idlora.data.media import read_voice
+from idlora.data.media import Voice, read_voice
 from idlora.data.prompt import parse_prompt
 from idlora.data.world.voice import VOCABULARY
-from idlora.errors import SettingsError
+from idlora.errors import MediaError, SettingsError
 from idlora.evaluation.judges import SpeakerJudge, WordJudge, mono, wer
 from idlora.evaluation.judges.words import spoken_words
 from idlora.pipeline import Result
 
-TrainingJudge = Callable[[Result, Pair], float]
+
+class TrainingJudge(Protocol):
+    """A judge of clips made after pairs."""
+
+    def check(self, pair: Pair) -> None:
+        """Refuse a pair that no clip can be judged by (InputError or SettingsError), before any clip is made."""
+
+    def __call__(self, result: Result, pair: Pair) -> float:
+        """The measure of a clip."""
 
 
-def speaker_similarity() -> TrainingJudge:
+class SpeakerSimilarity:
     """Cosine of the clip's voice and the true clip's, which was recorded in the place that the caption names.
 
     Resemblyzer hears the room too, so the reference, recorded elsewhere, would be judged by more than the voice.
     """
-    judge = SpeakerJudge()
 
-    def judged(result: Result, pair: Pair) -> float:
-        true = read_voice(pair.video)
-        return judge.similarity(mono(result.audio), result.sample_rate, mono(true.samples), true.sample_rate)
+    def __init__(self) -> None:
+        self._judge = SpeakerJudge()
 
-    return judged
+    def check(self, pair: Pair) -> None:
+        """Refuse a pair whose video cannot be heard where its clip begins (MediaError)."""
+        _sound(pair, 1.0)
+
+    def __call__(self, result: Result, pair: Pair) -> float:
+        """The cosine, from -1 to 1."""
+        true = _sound(pair, result.audio.shape[-1] / result.sample_rate)
+        return self._judge.similarity(mono(result.audio), result.sample_rate, mono(true.samples), true.sample_rate)
 
 
-def word_error() -> TrainingJudge:
+def _sound(pair: Pair, seconds: float) -> Voice:
+    """What is heard in a pair's clip, of so many seconds or less; its video may be longer."""
+    whole = read_voice(pair.video)
+    first, length = (round(each * whole.sample_rate) for each in (pair.start, seconds))
+    span = whole.samples[:, first : first + length]
+    if not span.size:
+        raise MediaError(f"{pair.video} has no sound from {pair.start:g} s on, it is {whole.seconds:.2f} s long")
+    return Voice(span, whole.sample_rate)
+
+
+class WordError:
     """Word error rate of the clip against its caption; the listener knows the words of the miniature's world alone."""
-    judge = WordJudge()
 
-    def judged(result: Result, pair: Pair) -> float:
-        said = spoken_words(parse_prompt(pair.caption).speech)
+    def __init__(self) -> None:
+        self._judge = WordJudge()
+
+    def check(self, pair: Pair) -> None:
+        """Refuse a caption with words that the listener does not know, or none (SettingsError)."""
+        self._said(pair)
+
+    def __call__(self, result: Result, pair: Pair) -> float:
+        """Wrong words for each word asked for."""
+        return wer(self._said(pair), self._judge.words(mono(result.audio), result.sample_rate))
+
+    def _said(self, pair: Pair) -> list[str]:
+        said = list(spoken_words(parse_prompt(pair.caption).speech))
         unknown = sorted(set(said) - set(VOCABULARY))
         if unknown or not said:
             raise SettingsError(
                 f"the pair {pair.id} says {unknown or 'nothing'}, which the offline listener does not know; leave "
                 "word_error out of watching.judges"
             )
-        return wer(said, judge.words(mono(result.audio), result.sample_rate))
-
-    return judged
+        return said
 
 
-_JUDGES = {"speaker_similarity": speaker_similarity, "word_error": word_error}
+_JUDGES: Mapping[str, Callable[[], TrainingJudge]] = {
+    "speaker_similarity": SpeakerSimilarity,
+    "word_error": WordError,
+}
 
 
 def judges(names: Sequence[str]) -> dict[str, TrainingJudge]:

@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idlora.data.media import Video, Voice, read_image, read_video, read_voice
+from idlora.data.media.containers import opened
 from idlora.data.prompt import Prompt
 from idlora.data.world.clip import FRAME_RATE
 from idlora.data.world.voice import SAMPLE_RATE
-from idlora.errors import InputError, MediaError
+from idlora.errors import IDLoraError, InputError, MediaError
 from idlora.evaluation.judges.sounds import Sound, at_16_khz, mono, refuse_silence
 from idlora.evaluation.store import Values
 
@@ -67,10 +69,12 @@ class Footage:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Footage:
-        """A video file with or without sound, or a sound file (MediaError if it is neither)."""
-        if Path(path).suffix.lower() in _SOUND_FILES:
-            return cls.of_voice(read_voice(path))
-        return cls._of_video(read_video(path))
+        """A video file with or without sound, or a sound file, an MP4 without pictures too (MediaError if neither)."""
+        seen = False
+        if Path(path).suffix.lower() not in _SOUND_FILES:
+            with opened(path) as container:
+                seen = bool(container.streams.video)
+        return cls._of_video(read_video(path)) if seen else cls.of_voice(read_voice(path))
 
     @classmethod
     def _of_video(cls, video: Video) -> Footage:
@@ -132,10 +136,9 @@ class Reference:
         said: str = "",
         face_box: tuple[int, int, int, int] | None = None,
     ) -> Reference:
-        """The files that there are; raises MediaError if one cannot be read."""
-        still = None if picture is None else np.asarray(read_image(picture))
-        heard, true = (None if path is None else Footage.read(path) for path in (voice, truth))
-        return cls(heard, still, true, said, face_box)
+        """The files that there are. One that cannot be read is told to whoever uses that part, as MediaError."""
+        heard, true = (_part(Footage.read, path) for path in (voice, truth))
+        return cls(heard, _part(lambda path: np.asarray(read_image(path)), picture), true, said, face_box)
 
     @property
     def speaker(self) -> Footage:
@@ -157,6 +160,32 @@ class Reference:
             if footage is not None and footage.frames is not None:
                 return footage.frames
         raise InputError("no picture of the face is given; name one to judge the face")
+
+
+class _Unread:
+    """Stands for a part of a reference whose file cannot be read, and says why as soon as it is used."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        told = str(error).replace(str(path), path.name)  # so that equal faults are told as one
+        self._fault: Exception = MediaError(told)
+        if not isinstance(error, IDLoraError):  # a codec's own, or want of memory: the file may be sound
+            self._fault = RuntimeError(f"{path.name} cannot be read: {type(error).__name__}: {told}")
+
+    def __getattr__(self, _: str) -> NoReturn:
+        raise self._fault
+
+    def __getitem__(self, _: object) -> NoReturn:
+        raise self._fault
+
+
+def _part(read: Callable[[Path], Any], path: Path | None) -> Any:
+    """What a file holds; None without one."""
+    if path is None:
+        return None
+    try:
+        return read(path)
+    except Exception as error:  # noqa: BLE001 - one file must not cost the judges that do without it
+        return _Unread(path, error)
 
 
 class Judge(Protocol):

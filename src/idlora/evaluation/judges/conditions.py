@@ -144,10 +144,34 @@ class ConditionsJudge:
 def bins_of(distances: Floats, count: int = 3) -> tuple[Floats, list[int]]:
     """Edges (count + 1,) that part distances (N,) into bins of as many each, and the bin of every distance.
 
+    Equal distances stay together. Where they are so many that a bin would be empty, the cuts give way to them; where
+    there are fewer different distances than bins, there are no bins: both are empty.
+
     Raises:
         InputError: there are fewer distances than bins.
     """
     if len(distances) < count:
         raise InputError(f"{len(distances)} distances do not fill {count} bins; evaluate more clips")
+    if len(np.unique(distances)) < count:
+        return np.zeros(0), []
     edges = np.quantile(distances, np.linspace(0, 1, count + 1))
-    return np.asarray(edges), [int(place) for place in np.searchsorted(edges[1:-1], distances, side="right")]
+    places = np.searchsorted(edges[1:-1], distances, side="right")
+    if len(np.unique(places)) < count:
+        edges[1:-1] = _cuts(np.sort(distances), count)
+        places = np.searchsorted(edges[1:-1], distances, side="right")
+    return np.asarray(edges), [int(place) for place in places]
+
+
+def _cuts(distances: Floats, count: int) -> Floats:
+    """The least distance (count - 1,) of every bin but the first, of distances (N,) in order, `count` different ones.
+
+    Each cut lies where the value changes, as near as may be to an equal share of what the cuts before it left.
+    """
+    changes = np.flatnonzero(np.diff(distances)) + 1
+    cuts = [0]
+    for left in range(count - 1, 0, -1):
+        free = changes[changes > cuts[-1]]
+        free = free[: len(free) - left + 1]  # a change for each of the cuts to come
+        share = (len(distances) - cuts[-1]) / (left + 1)
+        cuts.append(int(free[np.argmin(np.abs(free - cuts[-1] - share))]))
+    return np.asarray(distances[cuts[1:]])

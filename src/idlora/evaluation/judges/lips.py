@@ -9,18 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idlora.data.prompt import Prompt
-from idlora.data.world.clip import speech_energy
+from idlora.data.world.clip import FRAME_RATE, speech_energy
+from idlora.data.world.expression import MAX_OPENING
 from idlora.data.world.reader import read_mouth_height, read_mouth_opening
 from idlora.data.world.voice import SAMPLE_RATE
 from idlora.errors import InputError
 from idlora.evaluation.judges.base import Footage, Frames, JudgeRecord, Reference
-from idlora.evaluation.judges.sounds import Floats, Sound, at_16_khz, pearson
+from idlora.evaluation.judges.sounds import QUIETEST, Floats, Sound, at_16_khz, pearson, rms
 from idlora.evaluation.judges.world_faces import face_cells, refuse_no_face
 from idlora.evaluation.store import Values
 
 MAX_SHIFT, STEP = 0.4, 0.01  # seconds
 _LEAST_FRAMES = 13
 _LEAST_MOVED = 0.02  # of the picture's height: two rows of pixels of 96
+# Of the greatest energy of a frame of 40 ms. A steady hum of 50 Hz or more moves by less, noise of 2.3 s by 0.04 or
+# more, a clip of the world in which somebody speaks by 0.38.
+_LEAST_SWELL = 0.035
 
 
 def lip_correlation(frames: NDArray[np.uint8], waveform: Sound, rate: int) -> float:
@@ -48,17 +52,42 @@ def align(opening: Floats, sound: Sound, frame_rate: float) -> Alignment:
     shift with the greatest correlation is the offset, positive where the sound comes after the lips.
 
     Raises:
-        InputError: there are fewer than 13 frames, or the sound ends long before the pictures.
+        InputError: there are fewer than 13 frames, or the sound ends long before the pictures; or while there are both,
+            the mouth stays as it is, the sound is silent or it is steady: what is constant is in step with anything.
     """
     covered = min(len(opening), int(len(sound) / SAMPLE_RATE * frame_rate))
     lost = int(np.ceil(MAX_SHIFT * frame_rate))
     if covered - lost < _LEAST_FRAMES:
         raise InputError(f"{covered} frames with sound are too few to compare; {_LEAST_FRAMES + lost} are needed")
     opening = opening[:covered]
+    _refuse_still(opening, sound[: round(covered / frame_rate * SAMPLE_RATE)])
     shifts = np.arange(-round(MAX_SHIFT / STEP), round(MAX_SHIFT / STEP) + 1) * STEP
     found = [_moved(opening, sound.astype(np.float64), frame_rate, float(shift)) for shift in shifts]
     best = int(np.argmax(found))
     return Alignment(found[len(shifts) // 2], round(float(shifts[best]), 3), found[best])
+
+
+def _refuse_still(opening: Floats, sound: Sound) -> None:
+    """Raise InputError if the mouth or the sound (N,) of the frames that have both does not change."""
+    seconds = len(sound) / SAMPLE_RATE
+    moved = float(np.ptp(opening)) * MAX_OPENING
+    if moved < _LEAST_MOVED:
+        raise InputError(
+            f"the mouth does not move in the {seconds:.2f} s that have sound: by {moved:.3f} of the height, "
+            f"{_LEAST_MOVED} is seen; give a clip that speaks"
+        )
+    if rms(sound) < QUIETEST:
+        raise InputError(
+            f"the {seconds:.2f} s of sound under the pictures are below a level of {QUIETEST}; check where it begins"
+        )
+    # In frames of one length, whatever the clip's: shorter ones cut a hum less evenly.
+    energy = speech_energy(sound.astype(np.float64), len(sound) * FRAME_RATE // SAMPLE_RATE)
+    swell = float(np.ptp(energy) / energy.max())
+    if swell < _LEAST_SWELL:
+        raise InputError(
+            f"the sound is steady: its energy moves by {swell:.3f} of the greatest, {_LEAST_SWELL} can be compared "
+            "with lips; give a clip that speaks"
+        )
 
 
 def _moved(opening: Floats, sound: Floats, frame_rate: float, shift: float) -> float:
@@ -76,7 +105,8 @@ class LipJudge:
     """The mouth's opening, read from pixels of the miniature's world, against the energy of the sound.
 
     Limits: it reads the mouths of the procedural world alone, which lie at a known place and are purple inside, and
-    refuses what shows none; rain, traffic and struck objects are energy too and lower the correlation.
+    refuses what shows none, a mouth that stays still and a steady sound; rain, traffic and struck objects are energy
+    too and lower the correlation.
     """
 
     @property

@@ -46,10 +46,11 @@ class OnsetJudge:
     def record(self) -> JudgeRecord:
         """Encoder and listener as one."""
         voice, word = self.encoder.record, self.words.record
+        limits = "one clip's gap is uncertain by 0.1, compare means; missing words are spread over the time they lack"
         return JudgeRecord(
             f"{voice.name} and {word.name}",
             f"{voice.version}, {word.version}",
-            "one clip's gap is uncertain by 0.1; compare means",
+            f"{limits}; {word.limits}",
             voice.weights + word.weights,
         )
 
@@ -66,7 +67,8 @@ class OnsetJudge:
             asked = asked_words(prompt)
         except IDLoraError:
             return found  # a voice can be judged without words
-        first, later = split_errors(asked, self.words.listener_of(asked).hear(sound, SAMPLE_RATE), ONSET)
+        words = self.words.listener_of(asked).hear(sound, SAMPLE_RATE)
+        first, later = split_errors(asked, words, ONSET, len(sound) / SAMPLE_RATE)
         found |= {"onset_errors": first.errors, "onset_words": first.words}
         return found | {"rest_errors": later.errors, "rest_words": later.words}
 
@@ -92,10 +94,19 @@ class OnsetJudge:
         return self.encoder.embed(sound if len(sound) >= length else np.resize(sound, length), SAMPLE_RATE)
 
 
-def split_errors(asked: Sequence[str], heard: Sequence[Heard], edge: float) -> tuple[Portion, Portion]:
-    """Word errors before and after a moment in seconds, by the best alignment of the words heard with those asked for.
+def split_errors(asked: Sequence[str], heard: Sequence[Heard], edge: float, seconds: float) -> tuple[Portion, Portion]:
+    """Word errors before and after a moment, by the best alignment of the words heard with those asked for.
 
-    A heard word lies where it begins; one that is missing lies where the word before it ended.
+    A heard word lies where it begins. Missing words share the time between the heard ones around them, or the clip's
+    start or end where there is none, in equal parts, and each lies in the middle of its own: of a clip in which nothing
+    is heard, a part has its share of the errors. In true clips of the world this puts every word on the side of 0.5 s
+    on which it is spoken, whichever are missing.
+
+    Args:
+        asked: the words asked for.
+        heard: the words heard, in order.
+        edge: the moment, in seconds.
+        seconds: length of the clip.
     """
     import jiwer
 
@@ -104,8 +115,10 @@ def split_errors(asked: Sequence[str], heard: Sequence[Heard], edge: float) -> t
     for chunk in chunks:
         missed = int(chunk.type != "equal")
         if chunk.type == "delete":
-            when = heard[chunk.hyp_start_idx - 1].end if chunk.hyp_start_idx else 0.0
-            places += [(when, 1, 1)] * (chunk.ref_end_idx - chunk.ref_start_idx)
+            after, count = chunk.hyp_start_idx, chunk.ref_end_idx - chunk.ref_start_idx
+            start = heard[after - 1].end if after else 0.0
+            share = ((heard[after].start if after < len(heard) else seconds) - start) / count
+            places += [(start + (number + 0.5) * share, 1, 1) for number in range(count)]
         else:
             words = int(chunk.type != "insert")
             said = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]

@@ -28,6 +28,8 @@ _CEPSTRA_A_FRAME = 4
 _BATCH = 16
 _MARGIN = 0.4  # of half the face box, around it
 _GREY = 110
+_LEAST_CONTRAST = 8.0  # levels of 255 between the brightest and the darkest pixel, and by which a pixel moves
+_LEAST_MOVING = 1e-3  # of the pixels: a square of 7 of the crop's 224, far less than lips; more than a codec's noise
 
 
 def _layer(convolution: nn.Module, channels: int, pool: nn.Module | None = None) -> list[nn.Module]:
@@ -98,10 +100,11 @@ def lse(by_shift: Tensor) -> tuple[float, float, int]:
 class SyncNetJudge(Lazy):
     """LSE-D and LSE-C with the published weights.
 
-    Limits: the network wants a tracked face. Without `face_box` the middle square of the picture is taken for it, which
-    suits clips that are faces; published figures rest on the tracker of its authors, and compare only with boxes made
-    by that. Clips that do not have 25 frames a second are brought to it by the nearest frame. Not yet run on the
-    published weights: tensor shapes, cepstra and distances are tested, real figures are not.
+    Limits: the network wants a tracked face. Pictures without contrast or movement are refused, others are not looked
+    at further. Without `face_box` the middle square of the picture is taken for the face, which suits clips that are
+    faces; published figures rest on the tracker of its authors, and compare only with boxes made by that. Clips that
+    do not have 25 frames a second are brought to it by the nearest frame. Not yet run on the published weights: tensor
+    shapes, cepstra and distances are tested, real figures are not.
     """
 
     def __init__(self, source: str) -> None:
@@ -168,16 +171,34 @@ def face_crops(frames: Frames, box: Sequence[int] | None) -> Tensor:
     return F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
+def refuse_still(faces: Tensor) -> None:
+    """Raise InputError if crops (F, 3, H, W) in 0 to 255 show nothing, or nothing that moves: no mouth to judge."""
+    contrast = float((faces.amax(dim=(2, 3)) - faces.amin(dim=(2, 3))).max())
+    if contrast < _LEAST_CONTRAST:
+        raise InputError(
+            f"the face's crop is of one colour: its pixels lie within {contrast:.0f} of 255 levels, "
+            f"{_LEAST_CONTRAST:.0f} are the least; no moving mouth is there: give a face_box that holds it"
+        )
+    moved = (faces.amax(dim=0) - faces.amin(dim=0)).amax(dim=0)  # (H, W)
+    moving = float((moved >= _LEAST_CONTRAST).float().mean())
+    if moving < _LEAST_MOVING:
+        raise InputError(
+            f"the face's crop stands still: {moving:.2%} of its pixels move by {_LEAST_CONTRAST:.0f} levels of 255, "
+            f"{_LEAST_MOVING:.1%} are the least; no moving mouth is there: give a face_box that holds it"
+        )
+
+
 @torch.no_grad()
 def embedded(network: SyncNet, faces: Tensor, sound: Sound) -> tuple[Tensor, Tensor]:
     """Vectors (N, 1024) of the pictures and of the sound (samples,) at 16 kHz, a pair each 40 ms.
 
     Raises:
-        InputError: fewer than 6 frames have sound.
+        InputError: fewer than 6 frames have sound, or nothing is seen or moves in these.
     """
     count = min(len(faces), len(sound) * RATE // SAMPLE_RATE) - WINDOW
     if count < 1:
         raise InputError(f"{len(faces)} frames with sound are too few; lip sync wants more than {WINDOW}")
+    refuse_still(faces[: count + WINDOW])
     values = np.round(np.clip(sound.astype(np.float64), -1, 1) * 32767)
     cepstra = torch.from_numpy(mfcc(values).T.astype(np.float32).copy())  # (13, T)
     device = next(network.parameters()).device

@@ -115,13 +115,35 @@ class SpeakerSimilarity:
         reference: Reference,
         prompt: Prompt | None,  # noqa: ARG002 - a voice is judged whatever it says
     ) -> Values:
-        """`similarity` to the reference and, where the true clip is known, `truth`: similarity to that."""
-        speaker = speech_of(reference.speaker)
+        """`similarity` to the reference and, where the true clip is known, `truth`: similarity to that.
+
+        Neither needs the other: where one of them cannot be given, `similarity_unjudged` or `truth_unjudged` says why.
+
+        Raises:
+            InputError: the clip has no speech, or neither score can be given.
+        """
+        voices, faults = _voices_of(reference)
+        if not voices:
+            raise faults["similarity"]
         heard = self.encoder.embed(speech_of(clip), SAMPLE_RATE)
-        found: Values = {"similarity": float(heard @ self.encoder.embed(speaker, SAMPLE_RATE))}
+        found: Values = {name: float(heard @ self.encoder.embed(voice, SAMPLE_RATE)) for name, voice in voices.items()}
+        return found | {f"{name}_unjudged": str(fault) for name, fault in faults.items()}
+
+
+def _voices_of(reference: Reference) -> tuple[dict[str, Sound], dict[str, InputError]]:
+    """What a voice is compared with, by the name of the score, and what is wrong with the rest of it."""
+    voices: dict[str, Sound] = {}
+    faults: dict[str, InputError] = {}
+    try:
+        voices["similarity"] = speech_of(reference.speaker)
+    except InputError as error:
+        faults["similarity"] = error
+    try:
         if reference.truth is not None:
-            found["truth"] = float(heard @ self.encoder.embed(speech_of(reference.truth), SAMPLE_RATE))
-        return found
+            voices["truth"] = speech_of(reference.truth)
+    except InputError as error:
+        faults["truth"] = error
+    return voices, faults
 
 
 class DriftJudge:

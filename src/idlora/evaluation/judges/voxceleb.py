@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from idlora.evaluation.judges.base import JudgeRecord
 from idlora.evaluation.judges.sounds import Sound, at_16_khz, refuse_silence
 from idlora.evaluation.judges.voices import Embedding
-from idlora.evaluation.judges.weights import Lazy, best_device, digest_of, existing, fill, tensors_of
+from idlora.evaluation.judges.weights import Lazy, best_device, digest_of, file_of, fill, tensors_of
 
 FILE = "embedding_model.ckpt"
 _MELS, _FFT, _HOP, _RANGE_DB = 80, 400, 160, 80.0
@@ -163,8 +163,9 @@ def energies(sound: Tensor) -> Tensor:
 
 
 class VoxCelebSpeaker(Lazy):
-    """The speaker encoder of the official repository's first metric, by `embedding_model.ckpt` or its folder.
+    """The speaker encoder of the official repository's first metric, by `embedding_model.ckpt`.
 
+    By that file, its folder, or the name of a repository on the hub that holds it (owner/name, or owner/name/file).
     Limits: trained on interviews; hears the room a little. Not yet run on the published file: names, shapes and
     arithmetic agree with SpeechBrain 1.1's own on random weights.
     """
@@ -173,10 +174,9 @@ class VoxCelebSpeaker(Lazy):
         super().__init__(source)
         _ = self._file
 
-    @property
+    @cached_property
     def _file(self) -> Path:
-        path = Path(self.source)
-        return existing(str(path / FILE if path.is_dir() else path), "SpeechBrain's ECAPA-TDNN")
+        return file_of(self.source, FILE, "SpeechBrain's ECAPA-TDNN")
 
     @cached_property
     def record(self) -> JudgeRecord:

@@ -19,8 +19,9 @@ from idlora.evaluation.judges.base import JudgeRecord
 from idlora.evaluation.judges.ecapa import WavLMEcapa
 from idlora.evaluation.judges.sounds import Sound, at_16_khz, refuse_silence
 from idlora.evaluation.judges.voices import Embedding
-from idlora.evaluation.judges.weights import Lazy, best_device, digest_of, existing, fill, folder_of, tensors_of
+from idlora.evaluation.judges.weights import Lazy, best_device, digest_of, file_of, fill, folder_of, tensors_of
 
+FILE = "wavlm_large_finetune.pth"
 _BACKBONE = "feature_extract.model."
 _UNUSED = ("loss_calculator.", f"{_BACKBONE}final_proj.", f"{_BACKBONE}label_embs_concat")
 # WavLM-Large, whose sizes the checkpoint of UniSpeech does not state.
@@ -121,6 +122,7 @@ class WavLMSpeaker(Lazy):
 class WavLMEcapaSpeaker(Lazy):
     """The paper's judge: WavLM-Large fine-tuned with its ECAPA head, `wavlm_large_finetune.pth` of UniSpeech.
 
+    By that file, its folder, or the name of a repository on the hub that holds it (owner/name, or owner/name/file).
     The file holds backbone and head, and both are kept: the official metric replaced the fine-tuned backbone by the
     pretrained one, and fell back to a random head where the file was missing, so that its figures are not comparable
     with others that are called SIM. Sounds are normalised as the backbone was trained; the official metric does not.
@@ -131,15 +133,17 @@ class WavLMEcapaSpeaker(Lazy):
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
-        existing(source, "WavLM-Large with ECAPA")
+        _ = self._file
+
+    @cached_property
+    def _file(self) -> Path:
+        return file_of(self.source, FILE, "WavLM-Large with ECAPA")
 
     @cached_property
     def record(self) -> JudgeRecord:
         """With the digest of the file."""
-        digest = digest_of(existing(self.source, "WavLM-Large with ECAPA"))
-        return JudgeRecord(
-            "WavLM-Large and ECAPA", "UniSpeech", "trained on interviews; hears the room a little", digest
-        )
+        limits = "trained on interviews; hears the room a little"
+        return JudgeRecord("WavLM-Large and ECAPA", "UniSpeech", limits, digest_of(self._file))
 
     @cached_property
     def network(self) -> WavLMEcapa:
@@ -147,7 +151,7 @@ class WavLMEcapaSpeaker(Lazy):
         from transformers import WavLMConfig, WavLMModel
 
         network = WavLMEcapa(WavLMModel(WavLMConfig(**self.config)))
-        fill(network, renamed(tensors_of(existing(self.source, "WavLM-Large with ECAPA"))), "WavLM-Large with ECAPA")
+        fill(network, renamed(tensors_of(self._file)), "WavLM-Large with ECAPA")
         return network.to(best_device())
 
     @torch.no_grad()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from idlora.errors import WeightsError
 from idlora.files import sha256_of
 
 _INSIDE = ("model", "state_dict")  # where trainers put the tensors
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)*")  # owner/name, and a file in it
 _WEIGHTS = ("*.safetensors", "*.bin", "*.onnx")
 
 
@@ -25,6 +27,32 @@ def existing(source: str, what: str) -> Path:
     if not path.exists():
         raise WeightsError(f"there are no weights of {what} at {source}; check the path")
     return path
+
+
+def file_of(source: str, name: str, what: str) -> Path:
+    """A file of weights: `source` itself, the file of a name in that folder, else what the hub has by that name.
+
+    Args:
+        source: path of the file or of its folder; or owner/name on the hub, or owner/name/file for another file of it.
+        name: of the file, where `source` does not say it.
+        what: whose weights they are, for messages.
+
+    Raises:
+        WeightsError: it is not there, and the hub does not give it.
+    """
+    path = Path(source)
+    if path.exists() or not _HUB_ID.fullmatch(source):
+        return existing(str(path / name if path.is_dir() else path), what)
+    from huggingface_hub import hf_hub_download
+
+    owner, repository, *inside = source.split("/")
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", "/".join(inside) or name))
+    except Exception as error:  # of the network, the hub, or a name it does not take
+        raise WeightsError(
+            f"there are no weights of {what} at {source}, and the hub does not give them ({type(error).__name__}); "
+            f"check the path, or download {'/'.join(inside) or name} and name the file"
+        ) from error
 
 
 def folder_of(source: str, what: str) -> Path:

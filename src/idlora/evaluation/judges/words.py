@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +21,7 @@ from idlora.evaluation.judges.base import Footage, JudgeRecord, Reference
 from idlora.evaluation.judges.sounds import QUIETEST, Sound, at_16_khz, rms
 from idlora.evaluation.judges.voices import speech_of
 from idlora.evaluation.store import Values
+from idlora.files import sha256_of
 
 _PADDING = 0.3  # seconds of faint noise: the recogniser wants silence to begin with
 _FRAMES_A_SECOND = 100
@@ -65,12 +68,12 @@ class WordJudge:
 
     @cached_property
     def record(self) -> JudgeRecord:
-        """Who this is."""
+        """With the digest of the model in its package."""
         limits = "English with the language model of its package: half of the words of real speech may be misheard"
         if self.vocabulary is not None:
             settings = f"wip {self.word_penalty}, silprob {self.pause}"
             limits = f"loop over {len(self.vocabulary)} words, {settings}; no whispers"
-        return JudgeRecord("pocketsphinx en-US", version("pocketsphinx"), limits)
+        return JudgeRecord("pocketsphinx en-US", version("pocketsphinx"), limits, _model_digest())
 
     @cached_property
     def _decoder(self) -> Any:
@@ -105,6 +108,17 @@ class WordJudge:
             Heard(segment.word.split("(")[0], _seconds(segment.start_frame), _seconds(segment.end_frame + 1))
             for segment in segments
         ]
+
+
+@cache
+def _model_digest() -> str:
+    """SHA-256 of the digests of all that pocketsphinx's package hears with: acoustic and language model, dictionary."""
+    from pocketsphinx import Config
+
+    config = Config(loglevel="FATAL")
+    acoustic = sorted(path for path in Path(config["hmm"]).iterdir() if path.is_file())
+    files = [*acoustic, Path(config["dict"]), Path(config["lm"])]
+    return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
 
 
 def _seconds(frame: int) -> float:
@@ -174,8 +188,17 @@ class WordsJudge:
 
     @property
     def record(self) -> JudgeRecord:
-        """The listeners."""
-        return self.listener.record if self.closed is None else self.closed.record
+        """The listeners; where there are two, each with its limits, since either may be asked."""
+        own = self.listener.record
+        if self.closed is None:
+            return own
+        closed = self.closed.record
+        return JudgeRecord(
+            " or ".join(dict.fromkeys((closed.name, own.name))),
+            ", ".join(dict.fromkeys((closed.version, own.version))),
+            f"prompts of the miniature's words: {closed.limits}; others: {own.limits}",
+            "".join(dict.fromkeys((closed.weights, own.weights))),
+        )
 
     def listener_of(self, words: Sequence[str]) -> Listener:
         """Who is asked for some words."""

@@ -21,26 +21,36 @@ from idlora.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
-Outcome = dict[str, Values]  # by judge: {"values": ...} or {"unjudged": reason}
+# By judge: {"values": ...} or {"unjudged": reason}, this with "again": True where the clip may be judged the next time.
+Outcome = dict[str, Values]
 
 
 def judge_footage(clip: Footage, reference: Reference, prompt: Prompt | None, judges: Mapping[str, Judge]) -> Verdict:
     """All scores of a clip in memory; the judges that could not give one are named with their reasons."""
-    return verdict_of({name: _asked(name, judge, clip, reference, prompt) for name, judge in judges.items()})
+    return verdict_of(outcome_of(clip, reference, prompt, judges))
+
+
+def outcome_of(clip: Footage, reference: Reference, prompt: Prompt | None, judges: Mapping[str, Judge]) -> Outcome:
+    """The same with what `verdict_of` leaves out: whether what a judge could not score is to be tried again."""
+    return {name: _asked(name, judge, clip, reference, prompt) for name, judge in judges.items()}
 
 
 def judge_entry(entry: Entry, judges: Mapping[str, Judge]) -> Outcome:
-    """The same for files: one that cannot be read is a reason of every judge."""
+    """The same for files: a clip that cannot be read is a reason of every judge, a reference of those that use it."""
     try:
-        clip = Footage.read(entry.clip)
-        reference = Reference.read(entry.voice, entry.picture, entry.truth, entry.said, entry.face_box)
-        prompt = entry.asked
+        clip, prompt = Footage.read(entry.clip), entry.asked
     except IDLoraError as error:
         return {name: {"unjudged": _named(entry, _told(error))} for name in judges}
     except Exception as error:  # noqa: BLE001 - a codec's own fault must not end a night's work
         reason = f"it cannot be read: {type(error).__name__}: {_told(error)}"
-        return {name: {"unjudged": _named(entry, reason)} for name in judges}
-    return {name: _asked(name, judge, clip, reference, prompt) for name, judge in judges.items()}
+        return {name: failed(_named(entry, reason)) for name in judges}
+    reference = Reference.read(entry.voice, entry.picture, entry.truth, entry.said, entry.face_box)
+    return outcome_of(clip, reference, prompt, judges)
+
+
+def failed(reason: str) -> Values:
+    """What could not be judged by no fault of the clip's: for want of memory, say. It is tried again the next time."""
+    return {"unjudged": reason, "again": True}
 
 
 def verdict_of(outcome: Mapping[str, Values]) -> Verdict:
@@ -60,7 +70,7 @@ def _asked(name: str, judge: Judge, clip: Footage, reference: Reference, prompt:
         return {"unjudged": _told(error)}
     except Exception as error:
         logger.warning("judge %s failed", name, exc_info=True)
-        return {"unjudged": f"the judge failed: {type(error).__name__}: {_told(error)}"}
+        return failed(f"the judge failed: {type(error).__name__}: {_told(error)}")
     return {"values": values}
 
 
@@ -71,9 +81,7 @@ def _refuse_no_numbers(values: Values) -> None:
 
 
 def _named(entry: Entry, reason: str) -> str:
-    """The reason with the names of files, not where they lie: equal faults are told as one."""
-    for path in (entry.voice, entry.picture, entry.truth):
-        reason = reason if path is None else reason.replace(str(path), path.name)
+    """The reason without where the clip lies: equal faults are told as one."""
     return reason.replace(str(entry.clip), "the clip")
 
 

@@ -40,7 +40,7 @@ def _measures(figure: Any, results: Results) -> bool:
         lines = [results.line(system, name) for system in results.systems]
         _points(axis, [(len(lines) - place, line) for place, line in enumerate(lines)], results.systems, upright=False)
         axis.set_title(_titled(lines), fontsize=9)
-        axis.set_yticks([len(lines) - place for place in range(len(lines))], results.systems)
+        axis.set_yticks([len(lines) - place for place in range(len(lines))], [*map(_literal, results.systems)])
         axis.set_ylim(0.4, len(lines) + 0.6)
     return True
 
@@ -62,7 +62,7 @@ def _by_distance(figure: Any, results: Results) -> bool:
             lines = [results.line(system, name, split) for split in BINS]
             spots = list(zip(results.distances, lines, strict=True))
             shown = [(x, line.estimate.value) for x, line in spots if line is not None]
-            axis.plot(*zip(*shown, strict=True), color=_colour(place), lw=1, label=system) if shown else None
+            axis.plot(*zip(*shown, strict=True), color=_colour(place), lw=1, label=_literal(system)) if shown else None
             _points(axis, spots, [system] * len(spots), upright=True, colour=_colour(place))
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("acoustic distance of the reference to the clip asked for")
@@ -94,6 +94,11 @@ def _points(
             axis.errorbar(place, value, yerr=error, **style)
         else:
             axis.errorbar(value, place, xerr=error, **style)
+
+
+def _literal(name: str) -> str:
+    """A stranger's text as matplotlib shows it unchanged: what stands between two `$` would be read as a formula."""
+    return name.replace("$", "\\$")
 
 
 def _colour(place: int) -> str:

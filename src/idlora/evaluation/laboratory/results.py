@@ -122,6 +122,7 @@ class Results:
         duels: systems against the baseline.
         edges: of the bins of acoustic distance; empty without distances.
         distances: mean distance of each bin.
+        faults: what the manifest says of two systems that keeps clips from being compared.
     """
 
     systems: tuple[str, ...]
@@ -129,6 +130,7 @@ class Results:
     duels: tuple[Duel, ...]
     edges: tuple[float, ...] = ()
     distances: tuple[float, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, judged: Sequence[Judged], baseline: str = "") -> Results:
@@ -141,7 +143,7 @@ class Results:
         splits, edges, means = _splits(judged)
         lines = [line for part, inside in splits.items() for line in _lines(judged, systems, part, inside)]
         duels = [duel for part, inside in splits.items() for duel in _duels(judged, systems, part, inside)]
-        return cls(systems, tuple(lines), tuple(duels), edges, means)
+        return cls(systems, tuple(lines), tuple(duels), edges, means, _faults(judged, systems))
 
     def line(self, system: str, measure: str, split: str = ALL) -> Line | None:
         """One of the lines."""
@@ -157,6 +159,7 @@ class Results:
             "acoustic_distance": {"edges": list(self.edges), "means": list(self.distances)},
             "rows": [line.to_json() for line in self.lines],
             "comparisons": [duel.to_json() for duel in self.duels],
+            "not_compared": list(self.faults),
         }
 
 
@@ -178,9 +181,11 @@ def _splits(judged: Sequence[Judged]) -> tuple[dict[str, Inside], tuple[float, .
     for name in ("easy", "hard"):
         if any(each.entry.split == name for each in judged):
             splits[name] = lambda each, name=name: each.entry.split == name  # type: ignore[misc]
-    # One distance an id, so that the bins are the same for every system.
-    found = {each.entry.id: each.verdict.value("conditions", "distance") for each in judged}
-    distances = {name: float(value) for name, value in found.items() if value is not None}
+    # One distance an id, the first that is known, so that the bins are the same for every system.
+    distances: dict[str, float] = {}
+    for each in judged:
+        if (value := each.verdict.value("conditions", "distance")) is not None:
+            distances.setdefault(each.entry.id, float(value))
     if len(distances) < 2 * len(BINS) or len(set(distances.values())) < len(BINS):
         return splits, (), ()
     values = np.array(list(distances.values()))
@@ -227,14 +232,32 @@ def _duels(judged: Sequence[Judged], systems: Sequence[str], split: str, inside:
     for system in systems[1:]:
         for measure in MEASURES:
             pair = [_rows(of[name], measure) for name in (system, systems[0])]
-            shared = sorted(pair[0].keys() & pair[1].keys())
+            shared = sorted(name for name in pair[0].keys() & pair[1].keys() if pair[0][name][0] == pair[1][name][0])
             tables = [_table(rows[name] for name in shared) for rows in pair]
-            if tables[0] is not None and tables[1] is not None and tables[0].speakers == tables[1].speakers:
+            if tables[0] is not None and tables[1] is not None:
                 found = compare(tables[0], tables[1], len(shared))
                 duels.append(Duel(system, systems[0], split, measure, found))
     overall = holm([duel.comparison.p for duel in duels])
     duels = [replace(duel, overall=p) for duel, p in zip(duels, overall, strict=True)]
     return [duel for measure in MEASURES for duel in _adjusted([each for each in duels if each.measure is measure])]
+
+
+def _faults(judged: Sequence[Judged], systems: Sequence[str]) -> tuple[str, ...]:
+    """Of each system how many clips it says to be of another speaker than the baseline does."""
+    speakers: dict[str, dict[str, str]] = {name: {} for name in systems}
+    for each in judged:
+        speakers[each.entry.system][each.entry.id] = each.entry.speaker
+    first, told = speakers[systems[0]], list[str]()
+    for system in systems[1:]:
+        both = [name for name in speakers[system] if name in first]
+        other = [name for name in both if speakers[system][name] != first[name]]
+        if other:
+            example = f"{other[0]!r} is of {speakers[system][other[0]]!r} here and of {first[other[0]]!r} there"
+            told.append(
+                f"{len(other)} of the {len(both)} clips that {system!r} shares with {systems[0]!r} are not compared, "
+                f"since their lines name other speakers: {example}; give `speaker` alike in the lines of both systems"
+            )
+    return tuple(told)
 
 
 def _adjusted(duels: Sequence[Duel]) -> list[Duel]:

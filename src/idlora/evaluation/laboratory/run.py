@@ -62,8 +62,8 @@ def write_report(
     """Judge the clips of a manifest or folder and write the report.
 
     Scores are kept in `scores.jsonl` by the contents of the files and by judge as they come, so a second call judges
-    only what is new, whoever stopped the first one. `results.json`, `results.md`, `report.html`, `clips.jsonl` and
-    `plots/` are written anew.
+    only what is new, whoever stopped the first one, and what a judge could not score by no fault of the clip's.
+    `results.json`, `results.md`, `report.html`, `clips.jsonl` and `plots/` are written anew.
 
     Args:
         source: manifest or folder, see `laboratory.manifest`.
@@ -94,25 +94,30 @@ def write_report(
 def judge_all(
     entries: Sequence[Entry], order: Order, panel: Panel, moved: Callable[[int, int], None] | None = None
 ) -> list[Judged]:
-    """Every entry with its verdict, of the store where it is known."""
+    """Every entry with its verdict, of the store where it is known; what is to be tried again is not kept there."""
     store = Store(order.out / "scores.jsonl", _OWNER)
     keys = {name: judge_key(name, judge) for name, judge in panel.judges.items()}
     contents = [content_of(entry) for entry in entries]
     tasks = _tasks(entries, contents, keys, store)
-    names = list(tasks)
+    names, passing = list(tasks), dict[str, Values]()
     if moved is not None:
         moved(0, len(names))
     for done, (place, outcome) in enumerate(
         judged([tasks[name] for name in names], panel.judges, order.workers, ray=order.ray), 1
     ):
         for name, values in outcome.items():
-            store.put(f"{keys[name]}/{names[place]}", values)
+            key = f"{keys[name]}/{names[place]}"
+            if values.get("again"):
+                passing[key] = values
+            else:
+                store.put(key, values)
         if moved is not None:
             moved(done, len(names))
-    return [
-        Judged(entry, verdict_of({name: store[f"{key}/{content}"] for name, key in keys.items()}))
-        for entry, content in zip(entries, contents, strict=True)
-    ]
+    told: list[Judged] = []
+    for entry, content in zip(entries, contents, strict=True):
+        wanted = {name: f"{key}/{content}" for name, key in keys.items()}
+        told.append(Judged(entry, verdict_of({name: passing.get(key) or store[key] for name, key in wanted.items()})))
+    return told
 
 
 def _tasks(entries: Sequence[Entry], contents: Sequence[str], keys: Mapping[str, str], store: Store) -> dict[str, Task]:

@@ -30,9 +30,9 @@ class Sheet:
 
 
 def shown(estimate: Estimate) -> str:
-    """Value and interval, to three significant decimals."""
+    """Value and interval, to three decimals."""
     if math.isnan(estimate.low):
-        return f"{estimate.value:.3f} (one speaker: no interval)"
+        return f"{estimate.value:.3f} (no interval)"
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
@@ -43,6 +43,7 @@ def sheets(
     found = [
         _by_system(results),
         _duels(results),
+        _not_compared(results),
         _by_split(results),
         _unjudged(judged),
         _judges(judges),
@@ -55,8 +56,9 @@ def _by_system(results: Results) -> Sheet:
     names = list(dict.fromkeys(line.measure.name for line in results.lines if line.split == ALL))
     rows = tuple((name, *(_cell(results.line(system, name)) for system in results.systems)) for name in names)
     about = (
-        "Value (95 % interval; speakers are redrawn, all clips of one together), n = clips judged of clips given. A "
-        "clip that a judge could not score is in no mean; it is listed below."
+        "Value (95 % interval; speakers are redrawn, all clips of one together), n = clips judged of clips given. One "
+        "speaker gives no interval, nor do speakers who all have the same value. A clip that a judge could not score "
+        "is in no mean; it is listed below."
     )
     return Sheet("All clips", about, ("measure", *results.systems), rows)
 
@@ -98,11 +100,18 @@ def _duels(results: Results) -> Sheet:
 
 def _duel(duel: Duel) -> tuple[str, ...]:
     found = duel.comparison
-    smallest = f"{found.smallest:.3f}" if math.isfinite(found.smallest) else "none"
+    smallest = f"{found.smallest:.3f}" if math.isfinite(found.smallest) else "unknown"
+    if math.isinf(found.smallest):
+        smallest = "none"
     pair = f"{duel.system} - {duel.baseline}"
     ps = (f"{found.p:.4f}", f"{duel.adjusted:.4f}", f"{duel.overall:.4f}")
     n = f"{found.n} clips, {found.speakers} speakers"
     return duel.split, duel.measure.name, pair, shown(found.difference), *ps, smallest, n, duel.verdict
+
+
+def _not_compared(results: Results) -> Sheet:
+    about = "Clips that two systems have both and that are in no comparison, since it is by speaker."
+    return Sheet("What could not be compared", about, ("why",), tuple((fault,) for fault in results.faults))
 
 
 def _unjudged(judged: Sequence[Judged]) -> Sheet:

@@ -9,7 +9,7 @@ from functools import partial
 from idlora.data.cluster import Lost, on_cluster
 from idlora.data.processes import survived
 from idlora.evaluation.judges.base import Judge
-from idlora.evaluation.laboratory.bench import Outcome, judge_entry
+from idlora.evaluation.laboratory.bench import Outcome, failed, judge_entry
 from idlora.evaluation.laboratory.manifest import Entry
 
 Task = tuple[Entry, tuple[str, ...]]  # a clip, and the names of the judges that have not scored it
@@ -69,4 +69,4 @@ def _bench(judges: dict[str, Judge]) -> Callable[[Task], Outcome]:
 
 
 def _unjudged(task: Task) -> Outcome:
-    return {name: {"unjudged": "the process that judged it died"} for name in task[1]}
+    return {name: failed("the process that judged it died") for name in task[1]}

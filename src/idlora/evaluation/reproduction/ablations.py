@@ -37,19 +37,19 @@ from idlora.training.latents.store import LatentStore
 
 Notice = Callable[[str], None]
 ADAPTERS = "adapters"  # below the folder of a reproduction
-PAIRS = 3000
+PAIRS = 1000
 SEEDS = (0, 1, 2)
 _NEWER = {"reference_attention": "joint"}  # options younger than the first adapters, as it was without them
 _MINIATURE = preset_config("miniature")
 RECIPE = replace(
     _MINIATURE,
-    steps=375,  # with batches of 8 every pair is seen once
+    steps=100,
     adapter=AdapterShape(rank=2),
     data=Data(limit=PAIRS),
     objective=replace(_MINIATURE.objective, reference_seconds=(2.0, 4.0)),
-    optimization=replace(_MINIATURE.optimization, learning_rate=4e-3, warmup=20, ema=0.99),
+    optimization=replace(_MINIATURE.optimization, learning_rate=4e-3, warmup=10, ema=0.97),
     engine=Engine(batch=8, precision="fp32", checkpointing="none"),
-    saving=Saving(every=125, keep_last=1),
+    saving=Saving(every=50, keep_last=1),
     watching=Watching(validate_every=0),
 )
 
@@ -100,12 +100,15 @@ BLOCKED = Ablation("blocked", 0, {"objective": {"reference_text": "block"}})
 # The branch is scaled by alpha / rank: with the recipe's alpha the first steps move the layers alike at every rank.
 RANKS = tuple(Ablation(f"rank-{rank}", 0, {"adapter": {"rank": rank, "alpha": 2.0}}) for rank in (4, 32, 128))
 ALONE = Ablation("alone", 0, {"objective": {"reference_attention": "alone"}})
-FEWER_PAIRS = tuple(Ablation(f"pairs-{pairs}", 0, {"data": {"limit": pairs}}) for pairs in (100, 300, 1000))
-FEW_STEPS = Ablation("steps-75", 0, {"steps": 75})
+FEW_PAIRS = Ablation("few-pairs", 0, {"data": {"limit": 100}})
+FEW_STEPS = Ablation("few-steps", 0, {"steps": 25})
+# Only so many steps see each of 3,000 pairs once.
+_LONGER: Mapping[str, Any] = {"steps": 375, "optimization": {"warmup": 20, "ema": 0.99}}
+LONG = tuple(Ablation(f"long-{pairs}", 0, {**_LONGER, "data": {"limit": pairs}}) for pairs in (100, 1000, 3000))
 ABLATIONS: tuple[Ablation, ...] = (
     *(*NEGATIVE, *SHARED, *FAR, *ADJACENT),
     *(ROUNDED, NO_DROPOUT, UNMASKED, BLOCKED, ALONE),
-    *(*FEWER_PAIRS, FEW_STEPS, *RANKS),
+    *(FEW_PAIRS, FEW_STEPS, *LONG, *RANKS),
 )
 
 
@@ -166,10 +169,11 @@ class Workshop:
             TrainingError: the encoded pairs are missing or damaged, or a loss is not finite.
             OutputError: a file cannot be written.
         """
-        latents = self.latents or encoded_pairs(self.pipe, out / "data", moved, self.workers)
-        for ablation in ABLATIONS:
-            if ablation.key in keys:
-                _train(ablation, latents, out / ADAPTERS, moved)
+        wanted = [each for each in ABLATIONS if each.key in keys]
+        most = max((each.config.data.limit for each in wanted), default=0)
+        latents = self.latents or encoded_pairs(self.pipe, out / "data", most, moved, self.workers)
+        for ablation in wanted:
+            _train(ablation, latents, out / ADAPTERS, moved)
 
 
 def _train(ablation: Ablation, latents: Path, out: Path, moved: Notice) -> None:
@@ -186,31 +190,31 @@ def _train(ablation: Ablation, latents: Path, out: Path, moved: Notice) -> None:
     write_adapter(out / ablation.file_name, AdapterWeights(found.layers, metadata), stacked=True)
 
 
-def encoded_pairs(pipe: IDLoraPipeline, folder: Path, moved: Notice, workers: int = 1) -> Path:
-    """The pairs of the recipe, rendered and encoded below a folder; what is there is not made again.
+def encoded_pairs(pipe: IDLoraPipeline, folder: Path, most: int, moved: Notice, workers: int = 1) -> Path:
+    """The first `most` pairs of the world, rendered and encoded below a folder; what is there is not made again.
 
     Raises:
         OutputError: a file cannot be written.
     """
     pairs, latents = folder / "pairs", folder / "latents"
-    if (latents / "index.json").is_file() and len(LatentStore(latents).of_split("train")) >= PAIRS:
+    if (latents / "index.json").is_file() and len(LatentStore(latents).of_split("train")) >= most:
         return latents
     try:
         for part in (pairs / "clips", pairs / "references", latents):
             part.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror or error}; choose another --out") from error
-    wanted = [WorldPair("train", index) for index in range(PAIRS)]
+    wanted = [WorldPair("train", index) for index in range(most)]
     for number in render_pairs(wanted, pairs, workers):
         if number % 100 == 0:
-            moved(f"rendering pairs: {number} of {PAIRS}")
+            moved(f"rendering pairs: {number} of {most}")
     manifest = pairs / "manifest.jsonl"
     write_manifest(manifest, [each.pair(pairs) for each in wanted])
     options = replace(EncodeOptions.of(pipe.card.defaults), dtype="float16")
 
     def told(report: Report) -> None:
         if report.seen % 100 == 0:
-            moved(f"encoding pairs: {report.seen} of {PAIRS}")
+            moved(f"encoding pairs: {report.seen} of {most}")
 
     precompute(*read_manifest(manifest), pipe, latents, options, told)
     return latents

@@ -104,8 +104,8 @@ FULL = Extent(
     seconds=(0.5, 1.5, 5.0, 10.0),
     held_out=40,
     trains=True,
-    trained_speakers=24,
-    main_prompts=3,
+    trained_speakers=16,
+    main_prompts=2,
 )
 
 
@@ -192,7 +192,9 @@ HARD = Arm("hard", pictures=True, onset=True)
 BASE = Arm("base", reference="none", pictures=True)
 EASY = Arm("easy", reference="easy")
 CASCADE = Arm("cascade", making="cascade", pictures=True)
-BARE_PASS = Arm("scale 3, pass by the base", scale=3.0, base_pass=True)
+CASCADE_EASY = Arm("cascade, easy", reference="easy", making="cascade")
+THREE = Arm("scale 3", scale=3.0, pictures=True, onset=True)
+BARE_PASS = Arm("scale 3, pass by the base", scale=3.0, base_pass=True, onset=True)
 BOTH_STREAMS = Arm("scale 3 on both streams", scale=3.0, video_scale=3.0, pictures=True)
 NOISY_ONLY = Arm("scale 3 above sigma 0.5", scale=3.0, between=(0.5, 1.0))
 CLEAN_ONLY = Arm("scale 3 below sigma 0.5", scale=3.0, between=(0.0, 0.5))
@@ -205,10 +207,11 @@ STRUCK_ALONE = Arm("struck, alone", struck=True, making="alone")
 
 def of_scale(scale: float) -> Arm:
     """Identity guidance at a scale; 1 is the usual arm."""
-    return HARD if scale == HARD.scale else Arm(f"scale {scale:g}", scale=scale, pictures=True)
+    usual = {arm.scale: arm for arm in (HARD, THREE)}
+    return usual.get(scale) or Arm(f"scale {scale:g}", scale=scale, pictures=True)
 
 
-MAIN = frozenset({HARD, BASE, EASY, CASCADE, of_scale(0.0), of_scale(3.0)})
+MAIN = frozenset({HARD, BASE, EASY, CASCADE, of_scale(0.0), THREE})
 
 
 def of_seconds(seconds: float) -> Arm:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from idlora.evaluation.figures import Plot, drawn
-from idlora.evaluation.reproduction.ablations import FEWER_PAIRS, NEGATIVE, PAIRS, RANKS
+from idlora.evaluation.reproduction.ablations import LONG, NEGATIVE, RANKS
 from idlora.evaluation.reproduction.arms import BASE, CASCADE, HARD, Arm, of_scale, of_seconds
-from idlora.evaluation.reproduction.claims import VOICE, WORDS, curve
+from idlora.evaluation.reproduction.claims import STYLE, VOICE, WORDS, curve
 from idlora.evaluation.reproduction.findings import NOT_REPRODUCED, REPRODUCED, Finding
-from idlora.evaluation.reproduction.scores import Number, as_asked, score, scores_of
+from idlora.evaluation.reproduction.scores import Number, score, scores_of
 from idlora.evaluation.reproduction.training_rows import arm_of
 from idlora.evaluation.reproduction.trials import Trials
 
@@ -22,7 +22,7 @@ _LINES = ("#3b6fb6", "#d1603d", "#8a5aa8")
 _MEASURES: dict[str, Number] = {
     "similarity to the true clip": VOICE,
     "WER": WORDS,
-    "place and style as asked": as_asked,
+    "style as asked": STYLE,
 }
 _OF_GUIDANCE: dict[str, Number] = {
     **_MEASURES,
@@ -36,9 +36,8 @@ def drawings(trials: Trials, findings: Sequence[Finding]) -> list[Plot]:
     scales = [(scale, of_scale(scale)) for scale in trials.extent.scales]
     usual = {*trials.extent.seconds, HARD.seconds}
     lengths = [(seconds, of_seconds(seconds)) for seconds in sorted(usual)]
-    fewer = [(float(each.config.data.limit), arm_of(each)) for each in FEWER_PAIRS]
-    pairs = [*fewer, (float(PAIRS), arm_of(NEGATIVE[0]))]
-    ranks = [(float(each.config.adapter.rank), arm_of(each)) for each in RANKS]
+    pairs = [(float(each.config.data.limit), arm_of(each)) for each in LONG]
+    ranks = [(float(each.config.adapter.rank), arm_of(each)) for each in (NEGATIVE[0], *RANKS)]
     draws: dict[str, Callable[[Any], bool]] = {
         "rows": lambda figure: _rows(figure, findings),
         "identity-guidance": lambda figure: _curves(figure, trials, scales, "scale of identity guidance", _OF_GUIDANCE),

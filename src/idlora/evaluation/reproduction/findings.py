@@ -99,7 +99,7 @@ def judged(claim: Claim, measured: Measured | None, measure: str, command: str, 
         return untestable(claim, "no clip could be made and judged in this call; call again", command)
     estimate = measured.estimate
     if math.isnan(estimate.low):
-        words, ends = "UNDECIDED: one speaker gives no interval", None
+        words, ends = f"UNDECIDED: {_no_interval(measured.speakers)}", None
     else:
         words, ends = _words(claim, measured), (estimate.low, estimate.high)
     verdict = REPRODUCED if claim.holds(estimate) else NOT_REPRODUCED
@@ -109,12 +109,20 @@ def judged(claim: Claim, measured: Measured | None, measure: str, command: str, 
     )
 
 
-def uncontrolled(finding: Finding) -> Finding:
-    """The row where its control failed: on the claimed side or not, it is no reproduction."""
+def uncontrolled(finding: Finding, *, failed: bool) -> Finding:
+    """The row whose control failed, or is not decided: on the claimed side or not, it is no reproduction."""
     if finding.verdict != REPRODUCED:
         return finding
-    words = "CONTROL FAILED: the interval lies on the claimed side, but the baseline is not sound"
+    words = "UNDECIDED: the interval lies on the claimed side, but whether the baseline is sound is not decided"
+    if failed:
+        words = "CONTROL FAILED: the interval lies on the claimed side, but the baseline is not sound"
     return replace(finding, verdict=NOT_REPRODUCED, remark=". ".join(filter(None, (words, finding.remark))))
+
+
+def _no_interval(speakers: int) -> str:
+    if speakers < 2:
+        return "one speaker gives no interval"
+    return f"all {speakers} speakers gave the same value, from which no interval can be drawn"
 
 
 def _words(claim: Claim, measured: Measured) -> str:

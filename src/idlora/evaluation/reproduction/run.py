@@ -18,7 +18,8 @@ from idlora.errors import OutputError, SettingsError
 from idlora.evaluation.reproduction.ablations import Trained, Workshop
 from idlora.evaluation.reproduction.arms import FULL, QUICK, Extent
 from idlora.evaluation.reproduction.beyond import out_of_reach
-from idlora.evaluation.reproduction.claims import Row, rows_of
+from idlora.evaluation.reproduction.claims import Row, identity_rows, usual_rows
+from idlora.evaluation.reproduction.control_rows import control_rows
 from idlora.evaluation.reproduction.crew import Crew, tasks_of
 from idlora.evaluation.reproduction.curves import drawings
 from idlora.evaluation.reproduction.findings import Finding, judged, uncontrolled, untestable
@@ -32,22 +33,36 @@ from idlora.pipeline import IDLoraPipeline, Settings
 from idlora.pipeline.output import versions
 
 Notice = Callable[[str], None]
+MINIATURE = "miniature"  # what the command takes if nothing else is said
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """What works: a maker with the model's settings, the digests of its weights, who judges, and who trains."""
+    """What works: a maker with the model's settings, the digests of its weights, who judges, and who trains.
+
+    `options` are those of the command that chose the model and its pairs, for rows to repeat.
+    """
 
     maker: Maker
     shipped: Settings
     owner: Owner
     workshop: Workshop | None = None
+    options: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, pipe: IDLoraPipeline, latents: Path | None = None) -> Laboratory:
-        """That of a pipeline, with all judges that need no weights (SettingsError if a package is missing)."""
+    def of(cls, model: str, latents: Path | None = None) -> Laboratory:
+        """That of a model, with all judges that need no weights.
+
+        Raises:
+            SettingsError: a package is missing.
+            WeightsError: the model cannot be used.
+        """
+        pipe = IDLoraPipeline.from_pretrained(model)
         workshop = Workshop(pipe, latents, own_processors())
-        return cls(PipelineMaker(pipe), pipe.card.defaults, Owner(pipe.digests, offline_judges()), workshop)
+        options = [f"--model {model}"] if model != MINIATURE else []
+        options += [f"--latents {latents}"] if latents else []
+        owner = Owner(pipe.digests, offline_judges())
+        return cls(PipelineMaker(pipe), pipe.card.defaults, owner, workshop, tuple(options))
 
     def adapters(self, out: Path) -> dict[str, Trained]:
         """The ablations that are there."""
@@ -64,9 +79,9 @@ def extent_of(*, quick: bool, speakers: int = 0) -> Extent:
     return replace(form, speakers=speakers, trained_speakers=speakers) if speakers else form
 
 
-def _command(extent: Extent, out: Path) -> str:
+def _command(lab: Laboratory, extent: Extent, out: Path) -> str:
     form = QUICK if extent.name == QUICK.name else FULL
-    options = ["--quick"] if form is QUICK else []
+    options = ["--quick", *lab.options] if form is QUICK else [*lab.options]
     options += [f"--speakers {extent.speakers}"] if extent != form else []
     return " ".join(("idlora reproduce", *options, f"--out {out.name}"))
 
@@ -74,7 +89,7 @@ def _command(extent: Extent, out: Path) -> str:
 def studio_of(model: str, latents: Path | None, extent: Extent, out: Path) -> Studio:
     """That of a model, for one process of a crew."""
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    lab = Laboratory.of(IDLoraPipeline.from_pretrained(model), latents)
+    lab = Laboratory.of(model, latents)
     return Studio(lab.maker, lab.shipped, extent, lab.owner.judges, lab.adapters(out))
 
 
@@ -98,7 +113,7 @@ def reproduce(
         raise OutputError(f"cannot make {out}: {error.strerror or error}; choose another --out") from error
     trials = Trials.of(lab.maker, lab.shipped, extent, out, lab.owner)
     trials = replace(trials, moved=moved, adapters=lab.adapters(out))
-    command = _command(extent, out)
+    command = _command(lab, extent, out)
     measured: list[Finding] = []
     beyond = out_of_reach()
     began = time.monotonic()
@@ -117,7 +132,10 @@ def reproduce(
 
 
 def _rows(extent: Extent) -> Iterator[Row]:
-    yield from rows_of(extent)
+    """All rows, in the order of their worth."""
+    yield from identity_rows()
+    yield from control_rows(extent)
+    yield from usual_rows(extent)
     yield from guidance_rows()
     yield from training_rows(extent)
 
@@ -139,12 +157,14 @@ def _finding(trials: Trials, row: Row, command: str) -> Finding:
         if measured is None:
             return untestable(row.claim, remark, command.replace("--quick ", ""))
     found = judged(row.claim, measured, row.measure, command, remark)
-    return found if row.control is None or _holds(trials, row.control) else uncontrolled(found)
+    return found if row.control is None else _controlled(found, trials, row.control)
 
 
-def _holds(trials: Trials, control: Row) -> bool:
+def _controlled(found: Finding, trials: Trials, control: Row) -> Finding:
     measured = control.measured(trials)
-    return measured is not None and control.claim.holds(measured.estimate)
+    if measured is not None and control.claim.holds(measured.estimate):
+        return found
+    return uncontrolled(found, failed=measured is not None and control.claim.fails(measured.estimate))
 
 
 @cache

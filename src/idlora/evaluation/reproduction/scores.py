@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from idlora.evaluation.store import Values
 
 Scores = dict[Place, Score]
 Number = Callable[[Values, Place], tuple[float, float] | None]  # sum and weight of a clip; None = it has none
+Wanted = Callable[[int, int], str]  # of speaker and prompt
 
 
 def scores_of(trials: Trials, arm: Arm, number: Number) -> Scores:
@@ -38,12 +40,20 @@ def score(judge: str, name: str, per: str = "") -> Number:
     return number
 
 
-def place_led(values: Values, _: Place) -> tuple[float, float] | None:
-    """1 where the place asked for is heard, -1 where the reference's is, else 0; of clips in which these differ."""
-    given = values["scores"].get("sounds-world", {})
-    if "place_copied" not in given:
-        return None
-    return float(given["place_right"] - given["place_copied"]), 1.0
+def beyond_chance(trials: Trials, arm: Arm, what: str, wanted: Wanted) -> Scores:
+    """Whether what is wanted of a clip is heard in it (1 or 0), less how often it is heard in all clips of the arm.
+
+    So a classifier that always hears the same has 0, whatever is asked for. `what` is `place`, `style` or `object`.
+    """
+    verdicts = trials.verdicts(arm)
+    given = {place: values["scores"].get("sounds-world", {}).get(f"{what}_heard") for place, values in verdicts.items()}
+    heard = {place: said for place, said in given.items() if said is not None}
+    often = Counter(heard.values())
+    found: Scores = {}
+    for place, said in heard.items():
+        asked_for = wanted(*place)
+        found[place] = (f"{place[0]:04d}", float(said == asked_for) - often[asked_for] / len(heard), 1.0)
+    return found
 
 
 def nearer(values: Values, _: Place) -> tuple[float, float] | None:
@@ -59,26 +69,6 @@ def clear(arm: Arm, number: Number) -> Number:
         return number(values, place) if asked(arm, *place).place in CLEAR else None
 
     return within
-
-
-def style_led(arm: Arm) -> Number:
-    """1 where the style asked for is heard, -1 where the reference's calm is, else 0; of clips asked for not calm."""
-
-    def number(values: Values, place: Place) -> tuple[float, float] | None:
-        given, style = values["scores"].get("sounds-world", {}), asked(arm, *place).style
-        if "style_heard" not in given or style == "calm":
-            return None
-        return float(given["style_heard"] == style) - float(given["style_heard"] == "calm"), 1.0
-
-    return number
-
-
-def as_asked(values: Values, _: Place) -> tuple[float, float] | None:
-    """Share of place and style that are as asked."""
-    given = values["scores"].get("sounds-world", {})
-    if "place_right" not in given or "style_right" not in given:
-        return None
-    return (given["place_right"] + given["style_right"]) / 2, 1.0
 
 
 def strike_errors(trials: Trials, seen: Arm, heard: Arm) -> Scores:

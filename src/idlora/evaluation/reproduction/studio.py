@@ -13,7 +13,7 @@ from idlora.data.world.captions import prompt_of
 from idlora.errors import IDLoraError, OutputError, SettingsError
 from idlora.evaluation.judges import Footage, Judge
 from idlora.evaluation.judges.conditions import Acoustics
-from idlora.evaluation.laboratory.bench import judge_footage
+from idlora.evaluation.laboratory.bench import Outcome, outcome_of, verdict_of
 from idlora.evaluation.reproduction.ablations import Trained
 from idlora.evaluation.reproduction.arms import Arm, Extent, asked, measured_by, misplaced, request_of
 from idlora.evaluation.reproduction.makers import Maker
@@ -95,7 +95,13 @@ class Studio:
     def _clips(self, arm: Arm, places: Sequence[Place]) -> Work:
         settings, began, faults = self.settings(arm), time.process_time(), list[Fault]()
         clips = self._made(arm, settings, places, faults)
-        judged = [(place, self._judged(arm, clip, place)) for place, clip in clips]
+        judged: list[tuple[Place, Values]] = []
+        for place, clip in clips:
+            outcome = self._outcome(arm, clip, place)
+            if passing := [told["unjudged"] for told in outcome.values() if told.get("again")]:
+                faults.append(_fault(arm.name, place, RuntimeError(passing[0])))
+            else:
+                judged.append((place, self._judged(arm, clip, place, outcome)))
         share = round((time.process_time() - began) / max(1, len(judged)), 3)
         named = [(self.key(arm, settings, place), {**values, "seconds": share}) for place, values in judged]
         return Work(named, faults)
@@ -145,14 +151,16 @@ class Studio:
             faults.append(_fault(arm.name, batch[0], error))
             return []
 
-    def _judged(self, arm: Arm, clip: Footage, place: Place) -> Values:
-        spec, wanted = asked(arm, *place), dict(self.panel)
+    def _outcome(self, arm: Arm, clip: Footage, place: Place) -> Outcome:
+        wanted = dict(self.panel)
         if not arm.pictures:
             wanted.pop("lips-world", None)
         if not arm.onset:
             wanted.pop("onset", None)
-        prompt = prompt_of(spec)
-        verdict = judge_footage(clip, measured_by(arm, *place), prompt, wanted)
+        return outcome_of(clip, measured_by(arm, *place), prompt_of(asked(arm, *place)), wanted)
+
+    def _judged(self, arm: Arm, clip: Footage, place: Place, outcome: Outcome) -> Values:
+        spec, verdict = asked(arm, *place), verdict_of(outcome)
         found: Values = {"scores": verdict.scores, "unjudged": {each.judge: each.reason for each in verdict.unjudged}}
         if arm.reference == "hard" and not arm.struck:
             found["place"] = _distances(clip, measured_by(arm, *place).truth, misplaced(arm, *place))
