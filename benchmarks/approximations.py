@@ -11,7 +11,9 @@ identity guidance are the miniature's own; perturbation (1, block 4) and modalit
 are switched on.
 
 `products` is the share of the operations of five separate passes at the published size of LTX-2.3, 512 x 512 x 121,
-over 30 steps; nothing is timed here.
+over 30 steps. `time` is measured on the miniature: the processor time of the setting's own steps as a share of that of
+exact steps from the same states, the two in turn, one thread. The miniature has few blocks and narrow ones, so that
+caching and shared prefixes save another share there than at the published size.
 
 `--judged N --out DIR` makes clips of each of N unseen speakers in every way as well, two or `--prompts`, and judges
 them (`judged.py`): the change of similarity, word errors, lips, place and style against the exact way. `--only`
@@ -26,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -81,13 +84,15 @@ SETTINGS: Mapping[str, Change] = {
     "perturbation above sigma 0.5": changed(stg={"lo": 0.5}),
     "modality above sigma 0.5": changed(modality={"lo": 0.5}),
     "identity above sigma 0.5": changed(identity={"lo": 0.5}),
+    "text above sigma 0.5": changed(text={"lo": 0.5}),
     "perturbation below sigma 0.9": changed(stg={"hi": 0.9}),
     "modality below sigma 0.9": changed(modality={"hi": 0.9}),
+    "text below sigma 0.9": changed(text={"hi": 0.9}),
     "preset fast: audio alone, perturbation and modality every 2": changed(identity={"audio_only": True}, **REUSED),
 }
 # These depend on the path that the clip takes, so that nothing is told of single steps.
 CACHES: Mapping[str, Change] = {
-    f"first-block cache {share:g}": partial(replace, first_block_cache=share) for share in (0.06, 0.12, 0.2)
+    f"first-block cache {share:g}": partial(replace, first_block_cache=share) for share in (0.03, 0.06, 0.12, 0.2)
 }
 
 
@@ -136,6 +141,7 @@ class Errors:
 
     steps: list[Floats] = field(default_factory=list)
     end: list[Floats] = field(default_factory=list)
+    time: list[float] = field(default_factory=list)  # share of the exact steps' processor time
     skipped: list[float] = field(default_factory=list)  # shares of steps that ended behind the first block
 
 
@@ -187,19 +193,38 @@ def compared(pipe: IDLoraPipeline, settings: Settings, num_clips: int, names: Se
 
     end = sample_euler(exact, state, sigmas, callback=look)
     for name, change in changes.items():
-        errors[name].end.append(distance(sample_euler(make(change(settings).guidance), state, sigmas), end))
+        own, share = walked(make(change(settings).guidance), exact, state, sigmas)
+        errors[name].end.append(distance(own, end))
+        errors[name].time.append(share)
     for name in (name for name in names if name in CACHES):
         cached = make(base, first_block=CACHES[name](settings).first_block_cache)
-        errors[name].end.append(distance(sample_euler(cached, state, sigmas), end))
+        own, share = walked(cached, exact, state, sigmas)
+        errors[name].end.append(distance(own, end))
+        errors[name].time.append(share)
         errors[name].skipped.extend(
             cache.taken / cache.steps for cache in cached.executor.caches.values() if cache.steps
         )
     return errors
 
 
+def walked(denoiser: GuidedDenoiser, exact: GuidedDenoiser, state: AVState, sigmas: Tensor) -> tuple[AVState, float]:
+    """Where a setting's own way ends, and its processor time as a share of the exact steps' from the same states."""
+    spent = 0.0
+
+    def beside(step: Step) -> None:
+        nonlocal spent
+        before = process_time()
+        exact(step.state, step.sigma)
+        spent += process_time() - before
+
+    before = process_time()
+    end = sample_euler(denoiser, state, sigmas, callback=beside)
+    return end, (process_time() - before - spent) / spent
+
+
 def summary(errors: Errors) -> dict[str, Any]:
     """Means over clips with 95 % intervals; the step that is worst on average, by its number."""
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"time": errors.time[0]}
     for i, stream in enumerate(("video", "audio")):
         end = mean_over(errors.end[0][:, i : i + 1])
         told[stream] = {"end": [end.value, end.low, end.high]}
@@ -225,7 +250,7 @@ def measured(num_clips: int, num_steps: int | None, names: Sequence[str]) -> dic
     pipe = IDLoraPipeline.from_pretrained("miniature")
     settings = settings_of(pipe, num_steps)
     base, found = settings.guidance, compared(pipe, settings, num_clips, names)
-    told: dict[str, Any] = {"exact": {"products": products(base)}}
+    told: dict[str, Any] = {"exact": {"products": products(base), "time": 1.0}}
     for name, change in ((name, SETTINGS[name]) for name in names if name in SETTINGS):
         told[name] = {"products": products(change(settings).guidance), **summary(found[name])}
     for name in (name for name in names if name in CACHES):
@@ -237,7 +262,7 @@ def measured(num_clips: int, num_steps: int | None, names: Sequence[str]) -> dic
 
 def row(name: str, each: Mapping[str, Any]) -> str:
     """A line of the table."""
-    cells = [name, f"{each['products']:.3f}"]
+    cells = [name, f"{each['products']:.3f}", f"{each['time']:.3f}"]
     for stream in ("video", "audio"):
         if stream not in each:
             cells += ["0", "0", "0"]
@@ -264,7 +289,8 @@ def judged_lines(told: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]
     return lines
 
 
-HEAD = "| setting | products | video: a step | worst step | at the end | audio: a step | worst step | at the end |"
+STREAM = "a step | worst step | at the end"
+HEAD = f"| setting | products | time | video: {STREAM} | audio: {STREAM} |"
 
 
 @torch.no_grad()
@@ -291,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(told, indent=1))
         return
     lines = [row(name, each) for name, each in told["settings"].items()]
-    print("\n".join([HEAD, "|---" * 8 + "|", *lines]))
+    print("\n".join([HEAD, "|---" * 9 + "|", *lines]))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,24 @@ from idlora.evaluation.reproduction.arms import HARD, Arm, Extent
 from idlora.evaluation.reproduction.claims import VOICE, WORDS
 from idlora.evaluation.reproduction.findings import difference_of, mean_of
 from idlora.evaluation.reproduction.makers import PipelineMaker
-from idlora.evaluation.reproduction.scores import Number, as_asked, score, scores_of
+from idlora.evaluation.reproduction.scores import Number, score, scores_of
+from idlora.evaluation.reproduction.studio import Place
 from idlora.evaluation.reproduction.trials import Owner, Trials, offline_judges
+from idlora.evaluation.store import Values
 from idlora.pipeline import IDLoraPipeline, Settings
 
 Change = Callable[[Settings], Settings]
 EXACT = "exact"
+
+
+def as_asked(values: Values, _: Place) -> tuple[float, float] | None:
+    """Share of place and style that are as asked."""
+    given = values["scores"].get("sounds-world", {})
+    if "place_right" not in given or "style_right" not in given:
+        return None
+    return (given["place_right"] + given["style_right"]) / 2, 1.0
+
+
 MEASURES: Mapping[str, Number] = {
     "similarity": VOICE,
     "WER": WORDS,

@@ -50,9 +50,9 @@ def test_without_a_gpu_no_work_begins() -> None:
     ],
 )
 def test_steps_that_are_not_alike_are_refused(settings: Any, placement: Placement, why: str) -> None:
-    check_graphs(SETTINGS, Placement("offload"), GPU)
+    check_graphs(SETTINGS, Placement("offload"), GPU, wanted=True)
     with pytest.raises(SettingsError, match=why):
-        check_graphs(settings, placement, GPU)
+        check_graphs(settings, placement, GPU, wanted=True)
 
 
 def test_an_executor_that_leaves_blocks_out_is_not_recorded() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from idlora.cli import main
 from idlora.data.media import read_video, write_png, write_wav
-from idlora.errors import DeviceMemoryError, InputError
+from idlora.errors import DeviceMemoryError, InputError, OutputError
 from idlora.networks.generations import GENERATIONS
 from idlora.pipeline import IDLoraPipeline, jobs
 from idlora.pipeline.jobs import read_jobs, run_jobs, run_jobs_on_cluster
@@ -104,6 +104,18 @@ def test_a_bad_line_is_told_and_stops_nothing(tmp_path: Path, line: Any, words: 
     outcomes = run_jobs(pipeline(), read_jobs(path, SETTINGS, GENERATION), tmp_path / "out")
     assert states(outcomes) == {"0001": "failed", "0002": "done"}
     assert words in outcomes[0].reason
+
+
+@pytest.mark.parametrize("below", ["", "x"])
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path, below: str) -> None:
+    path, out = written(tmp_path, {"prompt": PROMPT}), tmp_path / "out.mp4"
+    out.write_bytes(b"a clip")
+    asked = read_jobs(path, SETTINGS, GENERATION)
+    with pytest.raises(OutputError, match=r"cannot make the folder .* of the clips: .*; choose another --out"):
+        run_jobs(pipeline(), asked, out / below)
+    with pytest.raises(OutputError, match="cannot make the folder"):
+        run_jobs_on_cluster(pipeline, asked, out / below, workers=1)
+    assert out.read_bytes() == b"a clip"
 
 
 def test_a_clip_that_does_not_fit_the_device_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import ranks_worker
+import tiny_pipeline
 from idlora.core.guidance import POSITIVE, Pass
-from idlora.networks.ranks import joined_ranks, shared_out
+from idlora.errors import SettingsError
+from idlora.networks.ranks import Ranks, joined_ranks, shared_out
+from idlora.pipeline import Settings
+from idlora.pipeline.checks import check_ranks
 from test_distributed import launched
 
 CPU = torch.device("cpu")
@@ -38,6 +43,36 @@ def test_every_pass_has_one_home_and_the_sound_alone_is_with_the_positive_one(
 def test_without_a_launcher_there_is_no_group() -> None:
     assert joined_ranks({}, CPU) is None
     assert joined_ranks({"WORLD_SIZE": "1"}, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "2"}, "RANK and MASTER_ADDR and MASTER_PORT is missing; start them with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT is missing"),
+    ],
+)
+def test_a_group_of_which_only_part_is_told_is_refused(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        joined_ranks(environment, CPU)
+
+
+def test_a_group_that_cannot_be_joined_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="cannot join the other 1 processes"):
+        joined_ranks(environment, CPU)
+
+
+def test_several_processes_do_not_cache_by_the_first_block() -> None:
+    pipe = tiny_pipeline.pipeline("2.3")
+    check_ranks(Settings(first_block_cache=0.1), None)
+    pipe.ranks = Ranks(0, 2)
+    with pytest.raises(SettingsError, match="2 processes share them out; use --first-block-cache 0, or one process"):
+        pipe(tiny_pipeline.PROMPT, settings=replace(tiny_pipeline.SETTINGS, first_block_cache=0.1))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo as on POSIX")

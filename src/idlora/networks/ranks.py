@@ -11,9 +11,11 @@ import torch
 from idlora.core.guidance import POSITIVE, Pass
 from idlora.core.reference import without_reference
 from idlora.core.state import AVState
+from idlora.errors import SettingsError
 from idlora.networks.joint import Prediction
 
 Run = Callable[[AVState, float, Sequence[Pass]], dict[str, Prediction]]
+_START = "start them with torchrun, or unset WORLD_SIZE to work alone"
 AUDIO_SHARE = 0.15  # of a pass's work that one on the audio alone has, at the published size
 
 
@@ -80,12 +82,28 @@ def shared_out(plan: Sequence[Pass], size: int) -> list[list[Pass]]:
 
 
 def joined_ranks(environment: Mapping[str, str], device: torch.device) -> Ranks | None:
-    """Join the group that a launcher such as torchrun has prepared; None where there is none, or only this process."""
-    size = int(environment.get("WORLD_SIZE", "1"))
+    """Join the group that a launcher such as torchrun has prepared; None where there is none, or only this process.
+
+    Raises:
+        SettingsError: the environment tells of a group in part only, or it cannot be joined.
+    """
+    size = _count(environment.get("WORLD_SIZE", "1"))
     if size == 1:
         return None
     from torch import distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise SettingsError(f"WORLD_SIZE is {size}, but {' and '.join(missing)} is missing; {_START}")
+        try:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:  # a number that is none, a port that is taken, nobody there
+            raise SettingsError(f"cannot join the other {size - 1} processes ({error}); {_START}") from error
     return Ranks(distributed.get_rank(), size)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise SettingsError(f"WORLD_SIZE is {text!r}, and must be a number of processes; {_START}")
+    return int(text)

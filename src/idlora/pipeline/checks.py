@@ -7,6 +7,7 @@ import torch
 
 from idlora.errors import InputError, SettingsError
 from idlora.networks.adapter import IDENTITY
+from idlora.networks.ranks import Ranks
 from idlora.networks.stack import DISTILLED, AdapterStack
 from idlora.pipeline.generation import Codecs, grid_step, stages
 from idlora.pipeline.placement import Placement
@@ -30,8 +31,10 @@ def check_upscaler(settings: Settings, *, there: bool) -> None:
         raise SettingsError("two stages need the spatial upscaler: give its file (--upsampler), or use one stage")
 
 
-def check_graphs(settings: Settings, placement: Placement, device: torch.device) -> None:
-    """Refuse recorded steps where there are none, or where steps are not alike (SettingsError)."""
+def check_graphs(settings: Settings, placement: Placement, device: torch.device, *, wanted: bool) -> None:
+    """Refuse recorded steps, if they are wanted, where there are none or steps are not alike (SettingsError)."""
+    if not wanted:
+        return
     if device.type != "cuda":
         raise SettingsError(f"--graphs needs an NVIDIA GPU, and this runs on {device}; leave it out")
     if placement.where == "stream":
@@ -41,6 +44,19 @@ def check_graphs(settings: Settings, placement: Placement, device: torch.device)
         )
     if settings.first_block_cache:
         raise SettingsError("recorded steps cannot leave blocks out: --first-block-cache 0, or no --graphs")
+
+
+def check_ranks(settings: Settings, ranks: Ranks | None) -> None:
+    """Refuse first-block caching by several processes (SettingsError).
+
+    Each would go by the passes it runs, and a pass may change hands between steps: the clip would be another one for
+    every number of processes.
+    """
+    if ranks is not None and settings.first_block_cache:
+        raise SettingsError(
+            f"first_block_cache {settings.first_block_cache:g} goes by all passes of a step, and "
+            f"{ranks.size} processes share them out; use --first-block-cache 0, or one process"
+        )
 
 
 def check_adapters(settings: Settings, adapters: AdapterStack, *, distilled_weights: bool) -> None:

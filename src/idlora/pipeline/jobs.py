@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from idlora.data.cluster import Lost, on_cluster
-from idlora.errors import IDLoraError, InputError, nearest
+from idlora.errors import IDLoraError, InputError, OutputError, nearest
 from idlora.files import write_text
 from idlora.networks.generations import Generation
 from idlora.pipeline.inputs import Keyframe, Request
@@ -133,9 +133,9 @@ def run_jobs(
         notice: told of each outcome.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: the folder cannot be made, or a file not written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     with suppress(IDLoraError):  # what stops every clip is told by each
         pipe.learn_prompts([job.request for job in jobs if job.request and not (out / f"{job.name}.mp4").is_file()])
     return _reported(((place, _outcome(job, pipe, out)) for place, job in enumerate(jobs)), out, notice)
@@ -165,11 +165,19 @@ def run_jobs_on_cluster(
     Raises:
         SettingsError: Ray is not installed.
         WeightsError: the model cannot be loaded.
-        OutputError: a file cannot be written.
+        OutputError: the folder cannot be made, or a file not written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     done = on_cluster(jobs, partial(_worker, load, out), workers, gpus=gpus)
     return _reported(((place, _found(jobs[place], each)) for place, each in done), out, notice)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "there is a file of that name" if folder.is_file() else error.strerror or error
+        raise OutputError(f"cannot make the folder {folder} of the clips: {why}; choose another --out") from error
 
 
 def _found(job: Job, told: Outcome | Lost) -> Outcome:

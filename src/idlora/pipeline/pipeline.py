@@ -26,7 +26,7 @@ from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED
 from idlora.networks.text import PromptTokens
 from idlora.pipeline.card import ModelCard, defaults_for, published_card, read_card, write_card
-from idlora.pipeline.checks import check_adapters, check_graphs, check_size, check_upscaler
+from idlora.pipeline.checks import check_adapters, check_graphs, check_ranks, check_size, check_upscaler
 from idlora.pipeline.components import UPSAMPLER, Components, adapters_of, replacing_folder, save_components
 from idlora.pipeline.generation import (
     Codecs,
@@ -310,8 +310,8 @@ class IDLoraPipeline:
         check_size(settings, self.codecs)
         check_upscaler(settings, there=UPSAMPLER in self.components.names)
         check_adapters(settings, self.adapters, distilled_weights=self.card.distilled)
-        if self.graphs:
-            check_graphs(settings, self.residence.placement, self.device)
+        check_graphs(settings, self.residence.placement, self.device, wanted=self.graphs)
+        check_ranks(settings, self.ranks)
 
     def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
         """The encoded prompts of a batch; negative ones only if its guidance wants them."""
