@@ -64,12 +64,12 @@ OFFERS: Mapping[str, Offer] = {
     ),
     "speaker-wavlm-ecapa": Offer(
         lambda source: SpeakerSimilarity(WavLMEcapaSpeaker(source)),
-        "FILE, wavlm_large_finetune.pth of UniSpeech's speaker verification",
+        "FILE, wavlm_large_finetune.pth of UniSpeech's speaker verification, or OWNER/NAME/FILE on the hub",
         ("resemblyzer",),
     ),
     "speaker-ecapa": Offer(
         lambda source: SpeakerSimilarity(VoxCelebSpeaker(source)),
-        "FILE, embedding_model.ckpt of speechbrain/spkrec-ecapa-voxceleb",
+        "FILE, embedding_model.ckpt of speechbrain/spkrec-ecapa-voxceleb, or that name where the hub can be reached",
         ("resemblyzer",),
     ),
     "face-arcface": Offer(
