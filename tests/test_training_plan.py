@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny_pipeline
 import tiny_training
 from idlora.errors import SettingsError
 from idlora.networks.footprint import ATTENTION_FLOPS, Footprint, weight_bytes
@@ -72,7 +73,8 @@ def test_published_recipes_fit_as_they_must() -> None:
 
 def test_a_plan_is_told_in_lines(tmp_path: Path) -> None:
     data = tiny_training.store(tmp_path / "data")
-    lines = list(foretell(tiny_training.config(tmp_path / "run", data)))
+    tiny_pipeline.pipeline().save_pretrained(tmp_path / "model")
+    lines = list(foretell(tiny_training.config(tmp_path / "run", data, model=Model(str(tmp_path / "model")))))
     assert [line.partition(" ")[0].rstrip(":") for line in lines] == [
         "LTX-2.3", "4", "a", "adapter", "memory", "disk", "time",
     ]  # fmt: skip

@@ -39,8 +39,11 @@ def precompute(  # noqa: PLR0913, PLR0917 - each is an option of the command
     placement: Annotated[str, typer.Option(help="whole, or offload if not all fits the device.")] = "whole",
     store: Annotated[str, typer.Option(help="Dtype of the files: bfloat16, float16 or float32.")] = "bfloat16",
     shard_mb: Annotated[int, typer.Option(min=1, help="Megabytes of a file.")] = 256,
+    keep_others: Annotated[
+        bool, typer.Option("--keep-others", help="Keep samples that SOURCE does not name, such as another manifest's.")
+    ] = False,
 ) -> None:
-    """Encode training pairs; a second call makes only what is missing or has changed.
+    """Encode training pairs; a second call makes only what is missing or has changed, and drops what was taken away.
 
     What cannot be used is told in report.json, and stops nothing.
     """
@@ -53,7 +56,7 @@ def precompute(  # noqa: PLR0913, PLR0917 - each is an option of the command
     if source.is_dir():
         if clean_voice or given:
             raise InputError(f"{source} holds latents that are made already; leave sizes, rates and seconds out")
-        _tell(out, _imported(source, out, store, shard_mb << 20))
+        _tell(out, _imported(source, out, store, shard_mb << 20, keep_others=keep_others))
         return
     pairs, faults = read_manifest(source)
     quieten()
@@ -66,11 +69,13 @@ def precompute(  # noqa: PLR0913, PLR0917 - each is an option of the command
         **given,
     )
     with work_bar("encoding", len(pairs) + len(faults)) as moved:
-        report = encode.precompute(pairs, faults, pipe, out, options, lambda now: moved(now.seen))
+        report = encode.precompute(
+            pairs, faults, pipe, out, options, lambda now: moved(now.seen), keep_others=keep_others
+        )
     _tell(out, report)
 
 
-def _imported(source: Path, out: Path, store: str, shard_bytes: int) -> Report:
+def _imported(source: Path, out: Path, store: str, shard_bytes: int, *, keep_others: bool) -> Report:
     """Write a folder of the published layout as ours."""
     import torch
 
@@ -79,7 +84,9 @@ def _imported(source: Path, out: Path, store: str, shard_bytes: int) -> Report:
 
     samples, dtype = find_published(source), getattr(torch, checked_store(store))
     with work_bar("importing", len(samples)) as moved:
-        report = import_published(samples, out, dtype, shard_bytes, lambda now: moved(now.seen))
+        report = import_published(
+            samples, out, dtype, shard_bytes, lambda now: moved(now.seen), keep_others=keep_others
+        )
     print("note: published latents say nothing of an empty prompt, so train without text dropout", file=sys.stderr)
     return report
 
@@ -89,6 +96,10 @@ def _tell(out: Path, report: Report) -> None:
     from idlora.training.latents.filling import report_path
 
     counts = f"{report.done} done, {report.skipped} skipped, {len(report.failed)} failed"
+    if report.dropped:
+        counts += f"; {report.dropped} dropped, which were asked for no more or failed now"
+    if report.others:
+        counts += f"; {report.others} kept that were not asked for"
     if report.cut:
         counts += f"; {report.cut} captions are longer than the model reads, and were cut"
     print(f"{out}: {counts}")

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,9 +40,9 @@ def train(
 
     quieten()
     logging.getLogger("idlora").setLevel(logging.WARNING)
-    flags = {"out": out, "saving.keep_last": keep_last, "saving.keep_best": keep_best}
-    named = [f"{name}={value}" for name, value in flags.items() if value is not None]
-    chosen = _config(config, preset, [*(set_ or []), *named])
+    flags = {"out": None if out is None else str(out), "saving.keep_last": keep_last, "saving.keep_best": keep_best}
+    named = [_nested(name, value) for name, value in flags.items() if value is not None]
+    chosen = _config(config, preset, [*map(_read_set, set_ or []), *named])
     if plan:
         from idlora.training.identity.planning import foretell
 
@@ -53,25 +53,36 @@ def train(
     print(f"{file}: {chosen.steps} steps; see {chosen.out}/log.jsonl, or `tensorboard --logdir {chosen.out}`")
 
 
-def _config(file: Path | None, preset: str | None, over: list[str]) -> TrainingConfig:
-    """Preset, over it the file, over it the options."""
-    from idlora.pipeline.records import from_json
-    from idlora.training.identity.config import TrainingConfig, parse_yaml, read_config
-    from idlora.training.identity.presets import preset_config
+def _config(file: Path | None, preset: str | None, over: Sequence[Mapping[str, Any]]) -> TrainingConfig:
+    """Preset, over it the file, over it the options; only all of it together has to make sense."""
+    from idlora.training.identity.config import configured, merged, read_yaml
 
     if file is None and preset is None:
         raise SettingsError("there is nothing to train by; give a YAML file, or --preset NAME")
-    base = TrainingConfig() if preset is None else preset_config(preset)
-    chosen = base if file is None else read_config(file, base)
-    for text in over:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {text!r} is not NAME=VALUE; say engine.batch=2")
-        data = parse_yaml(value)
-        for key in reversed(name.split(".")):
-            data = {key: data}
-        chosen = from_json(chosen, data, "--set")
-    return chosen
+    data: Mapping[str, Any] = {} if file is None else read_yaml(file)
+    for each in over:
+        data = merged(data, each)
+    names = [] if file is None else [file.name]
+    return configured(data, preset, " with ".join([*names, "--set"] if over else names))
+
+
+def _read_set(text: str) -> dict[str, Any]:
+    """An option of `--set` as a record."""
+    from idlora.training.identity.config import parse_yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {text!r} is not NAME=VALUE; say engine.batch=2")
+    return _nested(name, parse_yaml(value, f"--set {text}"))
+
+
+def _nested(name: str, value: object) -> dict[str, Any]:
+    """A value in the record that a dotted name means."""
+    *outer, last = name.split(".")
+    data = {last: value}
+    for key in reversed(outer):
+        data = {key: data}
+    return data
 
 
 @contextmanager
@@ -111,7 +122,7 @@ def _bar(steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
         yield moved
 
 
-def _judges(config: TrainingConfig) -> dict[str, Judge]:
+def _judges(config: TrainingConfig) -> Mapping[str, Judge]:
     """The judges that the configuration names; both work offline."""
     from idlora.evaluation.training_judges import judges
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class State:
         step: how many steps are done.
         best: the best measure so far, by name.
         size: samples a step, over all processes; 0 = not known.
+        data: of each folder that is trained on the number of samples, and the digest of which they are; empty = not
+            known.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -49,6 +52,7 @@ class State:
     step: int = 0
     best: Mapping[str, float] = field(default_factory=dict)
     size: int = 0
+    data: tuple[tuple[int, str], ...] = ()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -104,33 +108,43 @@ class Checkpoints:
             "size": str(state.size),
             "numbers": json.dumps(numbers),
             "best": json.dumps(dict(state.best)),
+            "data": json.dumps(state.data),
         }
-        write_tensors(self.folder / f"state-{state.step:06d}.safetensors", tensors, told)
-        for path in self.files()[self.keep_last :]:
+        written = self.folder / f"state-{state.step:06d}.safetensors"
+        write_tensors(written, tensors, told)
+        others = [path for path in self.files() if path != written]
+        for path in others[self.keep_last - 1 :]:
             path.unlink(missing_ok=True)
 
     def load(self, state: State) -> State | None:
         """Put the newest readable state into parameters, average and optimiser; None if there is none.
 
-        What a killed process left half written is removed.
+        What a killed process left half written is removed; damaged states newer than that are set aside, since they
+        would count among the newest that stay.
 
         Raises:
             TrainingError: it is one of other parameters, or all of them are damaged.
         """
         self._sweep()
         files = self.files()
-        for path in files:
+        for number, path in enumerate(files):
             try:
                 stored = _read(path)
             except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
                 logger.warning("%s is damaged (%s); going on from the one before", path, error)
             else:
+                self._set_aside(files[:number])
                 return _restored(path, stored, state)
         if files:
             raise TrainingError(
                 f"every state in {self.folder} is damaged; put one back from a copy, or choose another folder (out)"
             )
         return None
+
+    def _set_aside(self, damaged: Sequence[Path]) -> None:
+        for path in damaged if self.write else ():
+            with suppress(OSError):  # it is told already, and does no harm
+                path.replace(path.with_name(f"{path.name}.damaged"))
 
     def _sweep(self) -> None:
         if self.write and self.folder.is_dir():
@@ -148,6 +162,7 @@ class _Stored:
     step: int
     best: Mapping[str, float]
     size: int
+    data: tuple[tuple[int, str], ...]
 
 
 def _flat(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,7 +185,8 @@ def _read(path: Path) -> _Stored:
         told = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     numbers, best = json.loads(told["numbers"]), json.loads(told["best"])
-    return _Stored(tensors, numbers, int(told["step"]), best, int(told.get("size", 0)))
+    data = tuple((int(count), str(digest)) for count, digest in json.loads(told.get("data", "[]")))
+    return _Stored(tensors, numbers, int(told["step"]), best, int(told.get("size", 0)), data)
 
 
 @torch.no_grad()
@@ -196,4 +212,5 @@ def _restored(path: Path, stored: _Stored, state: State) -> State:
     for name, entries in inner.items():
         if entries:
             state.optimizer.state[state.parameters[name]] = entries
-    return State(state.parameters, state.average, state.optimizer, stored.step, stored.best, stored.size)
+    told = stored.step, stored.best, stored.size, stored.data
+    return State(state.parameters, state.average, state.optimizer, *told)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from idlora.networks.adapter import IDENTITY_TARGETS
 from idlora.networks.blocks import ReferenceAttention, ReferenceText
 from idlora.networks.packing import Storage
 from idlora.pipeline.records import from_json, to_json
+from idlora.training.identity.checks import problems
 
 Draws = Literal["sample", "batch"]
 SigmaLaw = Literal["logit-normal", "stretched"]
@@ -46,7 +47,7 @@ class Data:
     Attributes:
         train: folders that `idlora precompute` made; all samples of the split `train` in them.
         validation: the same for the split `validation`, from which the validation loss is computed; may be empty.
-        limit: the first so many training samples alone, to learn what more of them bring; 0 = all.
+        limit: the first so many training samples alone, by their ids, to learn what more of them bring; 0 = all.
     """
 
     train: tuple[str, ...] = ()
@@ -262,56 +263,8 @@ class TrainingConfig:
     watching: Watching = Watching()
 
     def __post_init__(self) -> None:
-        for problem in _problems(self):
+        for problem in problems(self):
             raise SettingsError(problem)
-
-
-MEASURES = {"validation_loss": -1, "speaker_similarity": 1, "word_error": -1}  # 1 = more is better
-
-
-def _problems(config: TrainingConfig) -> Iterator[str]:
-    shape, objective, engine = config.adapter, config.objective, config.engine
-    counts = {"steps": config.steps, "rank": shape.rank, "batch": engine.batch, "accumulate": engine.accumulate}
-    counts |= {"saving.every": config.saving.every, "keep_last": config.saving.keep_last}
-    counts |= {"log_every": config.watching.log_every}
-    for name, value in counts.items():
-        if value < 1:
-            yield f"{name} {value}: it must be at least 1"
-    if config.data.limit < 0:
-        yield f"data.limit {config.data.limit}: it must be at least 0, which is all"
-    if engine.kept_blocks < 0:
-        yield f"kept_blocks {engine.kept_blocks}: it must be at least 0"
-    shares = {name: getattr(objective, name) for name in ("first_frame", "reference_dropout", "text_dropout")}
-    for name, share in {**shares, "dropout": shape.dropout, "final": config.optimization.final}.items():
-        if not 0 <= share <= 1:
-            yield f"{name} {share}: it is a share, from 0 to 1"
-    yield from _contradictions(config)
-
-
-def _contradictions(config: TrainingConfig) -> Iterator[str]:
-    rates, watching = config.optimization, config.watching
-    if rates.learning_rate <= 0 or not 0 <= rates.ema < 1 or len(rates.betas) != 2:
-        yield f"learning_rate {rates.learning_rate}, ema {rates.ema}, betas {rates.betas}: above 0, in [0, 1), two"
-    yield from _objective_contradictions(config.objective)
-    if config.engine.compile and not config.objective.mask_padding:
-        yield "compiled blocks have padded shapes: compile needs mask_padding"
-    if config.saving.keep_best not in ("", *MEASURES):
-        yield f"keep_best {config.saving.keep_best!r}: choose one of {', '.join(MEASURES)}"
-    if unknown := set(watching.judges) - {"speaker_similarity", "word_error"}:
-        yield f"judges {sorted(unknown)}: choose among speaker_similarity, word_error"
-    if watching.sample_every and not watching.manifest:
-        yield "sample_every needs a manifest of held-out pairs: give watching.manifest, or 0"
-
-
-def _objective_contradictions(objective: ObjectiveOptions) -> Iterator[str]:
-    if objective.draws == "batch" and (objective.reference_dropout or objective.text_dropout):
-        yield "draws by batch have no dropout of reference or text: set both to 0, or draw by sample"
-    if objective.draws == "batch" and objective.reference_seconds:
-        yield "draws by batch take whole references: leave reference_seconds empty, or draw by sample"
-    if objective.reference_seconds and len(objective.reference_seconds) != 2:
-        yield f"reference_seconds {objective.reference_seconds}: a shortest and a longest window, or nothing"
-    if objective.reference_dropout and not objective.mask_padding:
-        yield "a dropped reference is padding: reference_dropout needs mask_padding"
 
 
 def config_to_json(config: TrainingConfig) -> dict[str, Any]:
@@ -319,44 +272,90 @@ def config_to_json(config: TrainingConfig) -> dict[str, Any]:
     return to_json(config)
 
 
-def read_config(path: Path, base: TrainingConfig = TrainingConfig()) -> TrainingConfig:
-    """A configuration from YAML over a preset, which the key `preset` names, or over `base`.
+def read_config(path: Path, preset: str | None = None) -> TrainingConfig:
+    """A configuration from YAML over a preset, which the key `preset` names, else over that of an argument.
 
     Raises:
         SettingsError: the file cannot be read, names something unknown, or a value cannot be used.
     """
-    from idlora.training.identity.presets import preset_config
-
-    data = read_yaml(path)
-    if "preset" in data:
-        name = data["preset"]
-        base = preset_config(str(name))
-    return from_json(base, {key: value for key, value in data.items() if key != "preset"}, path.name)
+    return configured(read_yaml(path), preset, path.name)
 
 
-def parse_yaml(text: str) -> object:
-    """YAML as `yaml.safe_load` reads it, but 2e-4 is a number, which YAML 1.1 takes for text."""
+def configured(data: Mapping[str, Any], preset: str | None, where: str) -> TrainingConfig:
+    """A configuration from named values over a preset; `where` is what messages call them.
+
+    Raises:
+        SettingsError: something is unknown, or a value cannot be used.
+    """
+    from idlora.training.identity.presets import KEEP_BEST, preset_config
+
+    values = {name: value for name, value in data.items() if name != "preset"}
+    name = str(data["preset"]) if "preset" in data else preset
+    chosen = from_json(TrainingConfig() if name is None else preset_config(name), values, where)
+    validated = chosen.data.validation and chosen.watching.validate_every
+    best = KEEP_BEST.get(name or "", "")
+    if best and validated and "keep_best" not in values.get("saving", {}):
+        return replace(chosen, saving=replace(chosen.saving, keep_best=best))
+    return chosen
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Named values, over them others, record by record.
+
+    Raises:
+        SettingsError: what is a value in the old is a record in the new.
+    """
+    found = dict(old)
+    for name, value in new.items():
+        inner = name in found and isinstance(value, Mapping)
+        if inner and not isinstance(found[name], Mapping):
+            raise SettingsError(f"{name} is {found[name]!r}, and values inside {name} are named too; leave one out")
+        found[name] = merged(found[name], value) if inner else value
+    return found
+
+
+def parse_yaml(text: str, where: str = "the value") -> object:
+    """YAML as `yaml.safe_load` reads it, but 2e-4 is a number, which YAML 1.1 takes for text, and no name comes twice.
+
+    Args:
+        text: of a file, or a value.
+        where: what messages call it.
+
+    Raises:
+        SettingsError: it is no YAML, or a name comes twice in a record.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
         """Its own, so that the library's stays as it is."""
 
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if doubles := [name for name in names if names.count(name) > 1]:
+                raise SettingsError(f"{where} has {doubles[0]!r} twice in one place; keep one of them")
+            return node
+
     number = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a safe loader
+    except SettingsError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:  # 2024-13-45 is no date
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{where} is not YAML ({reason}); correct it") from error
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """A mapping from a YAML file (SettingsError if it is none)."""
-    import yaml
-
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not YAML ({reason}); correct it") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not YAML ({error}); correct it") from error
+    data = parse_yaml(text, str(path))
     if not isinstance(data, Mapping):
         raise SettingsError(f"{path} holds no named values; say `model: {{name: miniature}}` and so on")
     return data

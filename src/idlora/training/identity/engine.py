@@ -20,7 +20,8 @@ from idlora.errors import SettingsError, TrainingError
 from idlora.training.identity.ahead import Ahead
 from idlora.training.identity.batches import Batcher
 from idlora.training.identity.checkpoints import Checkpoints, State, whole
-from idlora.training.identity.config import MEASURES, TrainingConfig
+from idlora.training.identity.checks import MEASURES
+from idlora.training.identity.config import TrainingConfig
 from idlora.training.identity.journal import Journal, Tally, by_sigma
 from idlora.training.identity.module import StepLosses, TrainingModule
 from idlora.training.identity.optimizer import Average, make_optimizer
@@ -95,11 +96,13 @@ class Trainer:
         self.step, self.best = 0, dict[str, float]()
         if (found := self.checkpoints.load(self._state())) is not None:
             self._check_size(found.size)
+            self._check_data(found.data)
             self.step, self.best = found.step, dict(found.best)
 
     def _state(self) -> State:
-        size = self.job.sampler.size
-        return State(self.parameters, self.average.values, self.optimizer, self.step, self.best, size)
+        sampler = self.job.sampler
+        told = self.step, self.best, sampler.size, tuple(sampler.data.values())
+        return State(self.parameters, self.average.values, self.optimizer, *told)
 
     def _check_size(self, before: int) -> None:
         """Refuse another number of samples a step: samples would be left out or seen twice."""
@@ -108,6 +111,14 @@ class Trainer:
                 f"{self.folder} was begun with {before} samples a step, now there are {self.job.sampler.size}: set "
                 f"engine.batch and engine.accumulate so that with {self.accelerator.num_processes} processes they come "
                 f"to {before}, or choose another folder (out)"
+            )
+
+    def _check_data(self, before: Sequence[tuple[int, str]]) -> None:
+        """Refuse other samples: what a step sees, and in which order, follows from all of them."""
+        if changed := self.job.sampler.changed(before):
+            raise SettingsError(
+                f"{self.folder} was begun with other samples in {', '.join(changed)}; put those back, or choose "
+                "another folder (out)"
             )
 
     def run(self) -> None:
@@ -128,13 +139,26 @@ class Trainer:
                 if last or self.step % self.config.watching.log_every == 0:
                     self._log(journal, tally, norm, time.monotonic() - started)
                     tally, started = Tally(), time.monotonic()
-                self._watch(journal, ahead)
+                try:
+                    self._watch(journal, ahead)
+                except Exception:
+                    self._rescue()
+                    raise
                 asked = self._asked(stop)
                 if last or asked or self.step % self.config.saving.every == 0:
                     self.checkpoints.save(self._state())
                 if asked:
                     raise KeyboardInterrupt
         self._save(self.folder / FINAL_NAME, {})
+
+    def _rescue(self) -> None:
+        """Save the step after which a fault happened to what only looks on: going on begins behind it.
+
+        Not before looking: a run that is killed meanwhile would go on without that look, and with other bits. Sharded
+        weights stay where they are, since all processes would have to gather them and only one may be at fault.
+        """
+        if self.accelerator.distributed_type != "FSDP":
+            self.checkpoints.save(self._state())
 
     def _asked(self, stop: Event) -> bool:
         """Whether a process was asked to stop: all must leave after the same step, or the rest would wait for ever."""

@@ -18,14 +18,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from idlora.core.positions import audio_positions, reference_positions, video_positions
 from idlora.networks.adapter import new_adapter, read_adapter
 from idlora.networks.footprint import ATTENTION_FLOPS, Footprint, fused_attention
-from idlora.networks.generations import GENERATIONS, generation_of
+from idlora.networks.generations import GENERATIONS
 from idlora.networks.joint import TextContext
 from idlora.networks.published import Blueprint, all_sizes
 from idlora.pipeline.plan import META, Weights, weights_of
 from idlora.pipeline.sources import read_model
 from idlora.training.identity.config import TrainingConfig
 from idlora.training.identity.module import TrainingModule
-from idlora.training.identity.setup import named_model, parts_of, set_checkpointing, training_samples
+from idlora.training.identity.setup import (
+    Fit,
+    checked_device,
+    named_model,
+    parts_of,
+    set_checkpointing,
+    training_samples,
+    validation_samples,
+)
 from idlora.training.latents.store import Row
 from idlora.training.objective import TrainingBatch
 
@@ -70,8 +78,10 @@ def foretell(config: TrainingConfig) -> Iterator[str]:
 
     Raises:
         WeightsError: the model's configuration cannot be read.
-        TrainingError: there are no encoded pairs.
+        TrainingError: there are no encoded pairs, or the model cannot read them.
+        SettingsError: no model is named, or the device is not here.
     """
+    checked_device(config.engine.device)
     if (generation := config.model.name.removeprefix("LTX-")) in GENERATIONS and generation != config.model.name:
         blueprint = all_sizes(generation)["transformer"]
         yield f"LTX-{generation} at its published size, clips of 512 x 512 with 121 frames"
@@ -79,12 +89,13 @@ def foretell(config: TrainingConfig) -> Iterator[str]:
         return
     outline = read_model(named_model(config.model), parts_of(config.model))
     blueprint = outline.blueprints["transformer"]
-    generation = generation_of(blueprint.full_config()).name
-    rows = [row for _, row in training_samples(config.data, generation)]
+    fit = Fit.of(blueprint.full_config(), outline.blueprints["connectors"].full_config())
+    rows = [row for _, row in training_samples(config.data, fit)]
+    validation_samples(config, fit)  # what cannot be used is to be known now
     largest = max(rows, key=lambda row: row.grid[0] * row.grid[1] * row.grid[2])
     size, speakers = config.engine.batch * config.engine.accumulate, len({row.speaker for row in rows})
     frames, height, width = largest.grid
-    yield f"LTX-{generation} ({config.model.name}), {len(rows)} samples of {speakers} speakers"
+    yield f"LTX-{fit.generation} ({config.model.name}), {len(rows)} samples of {speakers} speakers"
     visits = config.steps * size / len(rows)
     yield f"{config.steps} steps of {size} samples on each process: {visits:.1f} visits of each"
     tokens = f"{frames * height * width} video, {largest.num_audio} audio and {largest.num_reference} reference tokens"

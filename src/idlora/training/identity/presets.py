@@ -14,7 +14,6 @@ from idlora.training.identity.config import (
     Model,
     ObjectiveOptions,
     Optimization,
-    Saving,
     SigmaLaw,
     TrainingConfig,
     Watching,
@@ -41,7 +40,6 @@ _OURS = TrainingConfig(
     steps=6000,
     optimization=Optimization(learning_rate=2e-4, ema=0.99),
     engine=Engine(batch=4),
-    saving=Saving(keep_best="validation_loss"),
 )
 _SIGMAS: Mapping[str, SigmaLaw] = {"2.0": "logit-normal", "2.3": "stretched", "2.5": "stretched"}
 # Of what was tried on the miniature (docs/log.md); its rotary base, widths and text are small, so its sigmas are wide.
@@ -92,6 +90,10 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
         "ours-2.5": _ours("2.5"),
         "miniature": _MINIATURE,
     }
+)
+# What presets keep the best adapter by, where it is measured: a preset alone names no data to validate with.
+KEEP_BEST: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys((name for name in PRESETS if name.startswith("ours-")), "validation_loss")
 )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,14 @@ from idlora.pipeline.records import from_json
 from idlora.training.identity.checkpoints import Checkpoints
 from idlora.training.identity.config import TrainingConfig, config_to_json, read_yaml
 from idlora.training.identity.engine import BEST_NAME, FINAL_NAME, Job, Progress, Trainer, Watcher, silent
-from idlora.training.identity.setup import AdapterFile, Bench, load_bench, make_batcher, make_sampler
+from idlora.training.identity.setup import (
+    AdapterFile,
+    Bench,
+    checked_device,
+    load_bench,
+    make_batcher,
+    make_sampler,
+)
 from idlora.training.identity.watch import Judge, watchers_of
 
 CONFIG_NAME = "config.yaml"
@@ -24,7 +31,7 @@ CONFIG_NAME = "config.yaml"
 _FREE = ("steps", "saving", "watching")
 _FREE_ENGINE = ("checkpointing", "kept_blocks", "compile", "device", "accumulate")  # samples a step stay (`Trainer`)
 
-Judges = Callable[[], dict[str, Judge]]
+Judges = Callable[[], Mapping[str, Judge]]
 
 
 def run_training(config: TrainingConfig, progress: Progress = silent, judges: Judges = dict) -> Path:
@@ -53,14 +60,20 @@ def run_training(config: TrainingConfig, progress: Progress = silent, judges: Ju
 
 
 def make_accelerator(config: TrainingConfig) -> Any:
-    """Accelerate's, as its own configuration or launcher says; mixed precision is the module's."""
+    """Accelerate's, as its own configuration or launcher says; mixed precision is the module's.
+
+    Raises:
+        SettingsError: the device is not there, or the blocks cannot be compiled on it as they are spread.
+    """
     from accelerate import Accelerator
 
-    device = config.engine.device
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        raise SettingsError(f"engine.device {device!r}: choose auto, cpu, cuda or mps; which GPU, accelerate decides")
+    device = checked_device(config.engine.device)
     cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    return Accelerator(gradient_accumulation_steps=config.engine.accumulate, mixed_precision="no", cpu=cpu)
+    found = Accelerator(gradient_accumulation_steps=config.engine.accumulate, mixed_precision="no", cpu=cpu)
+    if config.engine.compile and found.distributed_type == "FSDP":
+        # FSDP gathers a block's weights when the block is called as a module; what is compiled is a function.
+        raise SettingsError("engine.compile has no effect on sharded weights (FSDP): set it to false, or train by DDP")
+    return found
 
 
 def make_trainer(
@@ -81,7 +94,8 @@ def _refuse_other(config: TrainingConfig) -> None:
     saved = [*Checkpoints(folder).files(), *(folder / name for name in (BEST_NAME, FINAL_NAME))]
     if not path.exists() or not any(each.exists() for each in saved):
         return
-    changed = _changed(from_json(TrainingConfig(), read_yaml(path), str(path)), config)
+    before = {name: value for name, value in read_yaml(path).items() if name not in _FREE}
+    changed = _changed(from_json(TrainingConfig(), before, str(path)), config)
     if changed:
         raise SettingsError(
             f"{folder} was begun with another {', '.join(changed)}; choose another folder (out), or set it back as "

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,12 @@ from numpy.typing import NDArray
 from idlora.training.latents.store import LatentStore, Row
 
 Bucket = tuple[tuple[int, int, int], float]
+Sample = tuple[LatentStore, Row]
+
+
+def bucket_of(row: Row) -> Bucket:
+    """What samples of one batch have in common: grid and frame rate."""
+    return row.grid, row.frame_rate
 
 
 class Visit(NamedTuple):
@@ -38,9 +45,31 @@ class Sampler:
         seed: of the order.
     """
 
-    samples: tuple[tuple[LatentStore, Row], ...]
+    samples: tuple[Sample, ...]
     size: int
     seed: int
+
+    @cached_property
+    def data(self) -> Mapping[Path, tuple[int, str]]:
+        """Of each folder how many samples it has, and a digest of their ids, in order, and of what they were made from.
+
+        Order and draws follow from all of them, so that a run cannot go on with others.
+        """
+        found: dict[Path, list[Row]] = {}
+        for store, row in self.samples:
+            found.setdefault(store.folder, []).append(row)
+        return {folder: (len(rows), _digest(rows)) for folder, rows in found.items()}
+
+    def changed(self, before: Sequence[tuple[int, str]]) -> list[str]:
+        """The folders whose samples are others than before, in words; `before` is of `data`, and empty if unknown."""
+        now = self.data.items()
+        if before and len(before) != len(now):
+            return [f"{folder} ({count} samples)" for folder, (count, _) in now]
+        return [
+            f"{folder} ({was} samples, now {count})" if was != count else f"{folder} ({count} samples, not the same)"
+            for (folder, (count, digest)), (was, known) in zip(now, before, strict=False)
+            if digest != known
+        ]
 
     def visits(self, step: int) -> list[Visit]:
         """The samples of a step."""
@@ -59,7 +88,7 @@ class Sampler:
     def _buckets(self) -> list[list[int]]:
         found: dict[Bucket, list[int]] = {}
         for index, (_, row) in enumerate(self.samples):
-            found.setdefault((row.grid, row.frame_rate), []).append(index)
+            found.setdefault(bucket_of(row), []).append(index)
         return [found[key] for key in sorted(found)]
 
     def _choices(self, steps: int, buckets: int) -> NDArray[np.int64]:
@@ -75,6 +104,10 @@ class Sampler:
 @lru_cache(maxsize=64)
 def _order(seed: int, bucket: int, number: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 2, bucket, number]).permutation(count)
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return hashlib.sha256("".join(f"{row.id} {row.key}\n" for row in rows).encode()).hexdigest()
 
 
 def keyed_seed(*parts: object) -> int:

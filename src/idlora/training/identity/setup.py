@@ -117,39 +117,94 @@ def _adapter(transformer: Any, shape: AdapterShape, seed: int) -> Adapter:
     return new_adapter(transformer, shape.rank, shape.targets, dropout=shape.dropout)
 
 
-def open_stores(folders: tuple[str, ...], generation: str) -> tuple[LatentStore, ...]:
+def checked_device(name: str) -> str:
+    """The name of a device that is here, or `auto` (SettingsError if it is not)."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
+        raise SettingsError(f"engine.device {name!r} is not here; choose auto or cpu, or a machine that has it")
+    return name
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What encoded pairs must be for a model.
+
+    Attributes:
+        generation: of the model.
+        widths: numbers of a token, by the names of `LatentStore.widths`.
+    """
+
+    generation: str
+    widths: Mapping[str, int]
+
+    @classmethod
+    def of(cls, transformer: Mapping[str, Any], connectors: Mapping[str, Any]) -> Fit:
+        """By the configurations of its networks."""
+        texts = ("video_hidden_dim", "audio_hidden_dim") if connectors["per_modality_projections"] else None
+        text, text_audio = (connectors[name] for name in texts or ("caption_channels",) * 2)
+        audio: int = transformer["audio_in_channels"]
+        widths = {"video": transformer["in_channels"], "audio": audio, "reference": audio}
+        return cls(generation_of(transformer).name, {**widths, "text": text, "text_audio": text_audio})
+
+    def check(self, store: LatentStore) -> None:
+        """Refuse pairs that the model cannot read (TrainingError); a damaged shard is told when it is read."""
+        if store.header.generation != self.generation:
+            raise TrainingError(
+                f"{store.folder} was encoded by LTX-{store.header.generation}, the model is LTX-{self.generation}; "
+                "encode the pairs with it"
+            )
+        for name, width in store.widths().items():
+            if width != self.widths[name]:
+                raise TrainingError(
+                    f"{store.folder} was encoded by another model: its {name} has {width} numbers a token, this model "
+                    f"reads {self.widths[name]}; encode the pairs with it"
+                )
+
+
+def fit_of(pipe: IDLoraPipeline) -> Fit:
+    """What a loaded model reads."""
+    return Fit.of(pipe.components.config("transformer"), pipe.components.config("connectors"))
+
+
+def open_stores(folders: tuple[str, ...], fit: Fit) -> tuple[LatentStore, ...]:
     """Encoded pairs.
 
     Raises:
-        TrainingError: a folder holds none, or those of another generation.
+        TrainingError: a folder holds none, or those of another model.
     """
     stores = tuple(LatentStore(Path(folder)) for folder in folders)
     for store in stores:
-        if store.header.generation != generation:
-            raise TrainingError(
-                f"{store.folder} was encoded by LTX-{store.header.generation}, the model is LTX-{generation}; encode "
-                "the pairs with it"
-            )
+        fit.check(store)
     return stores
 
 
 def samples_of(stores: tuple[LatentStore, ...], split: str) -> tuple[tuple[LatentStore, Row], ...]:
-    """The samples of a split (TrainingError if there are none)."""
-    found = tuple((store, row) for store in stores for row in store.of_split(split))
+    """The samples of a split, folder by folder in the order of their ids (TrainingError if there are none).
+
+    The order of the index is none to rely on: what is encoded anew stands at its end.
+    """
+    found = tuple((store, row) for store in stores for row in sorted(store.of_split(split), key=lambda row: row.id))
     if not found:
         names = ", ".join(str(store.folder) for store in stores) or "data.train, which is empty"
         raise TrainingError(f"there is no sample of the split {split!r} in {names}; precompute some")
     return found
 
 
-def training_samples(data: Data, generation: str) -> tuple[tuple[LatentStore, Row], ...]:
+def training_samples(data: Data, fit: Fit) -> tuple[tuple[LatentStore, Row], ...]:
     """The samples that are trained on (TrainingError if there are none)."""
-    return samples_of(open_stores(data.train, generation), "train")[: data.limit or None]
+    return samples_of(open_stores(data.train, fit), "train")[: data.limit or None]
+
+
+def validation_samples(config: TrainingConfig, fit: Fit) -> tuple[tuple[LatentStore, Row], ...]:
+    """The samples of the validation loss; none if nobody asks for it (TrainingError if there are none then)."""
+    if not config.data.validation or not config.watching.validate_every:
+        return ()
+    return samples_of(open_stores(config.data.validation, fit), "validation")
 
 
 def make_sampler(config: TrainingConfig, bench: Bench, world: int) -> Sampler:
     """The training samples in their order, for so many processes."""
-    samples = training_samples(config.data, bench.pipe.generation.name)
+    samples = training_samples(config.data, fit_of(bench.pipe))
     return Sampler(samples, config.engine.batch * config.engine.accumulate * world, config.seed)
 
 
@@ -157,7 +212,8 @@ def make_batcher(config: TrainingConfig, bench: Bench, sampler: Sampler, device:
     """What makes batches of samples."""
     pipe = bench.pipe
     encoder = PromptEncoder(pipe.components.tokenizer, None, pipe.components.connectors, pipe.card.max_text_tokens)
-    rows = [row for _, row in sampler.samples]
+    # Held-out samples go through the same compiled blocks, and may be longer.
+    rows = [row for _, row in (*sampler.samples, *validation_samples(config, fit_of(pipe)))]
     longest = Longest(max(row.num_audio for row in rows), max(row.num_reference for row in rows))
     if config.objective.equal_lengths:
         longest = longest._replace(audio=0)

@@ -6,28 +6,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 
 from idlora.data.manifest import Pair, read_manifest
 from idlora.data.media import read_video, read_voice, write_png
-from idlora.errors import SettingsError
+from idlora.errors import InputError, SettingsError
 from idlora.pipeline import IDLoraPipeline, Request, Result
+from idlora.pipeline.inputs import read_inputs
 from idlora.pipeline.overview import Panel, overview
 from idlora.training.identity.batches import Batcher
 from idlora.training.identity.config import ObjectiveOptions, TrainingConfig
 from idlora.training.identity.journal import Journal
 from idlora.training.identity.module import TrainingModule
-from idlora.training.identity.sampling import Visit
-from idlora.training.identity.setup import Bench, open_stores, samples_of
+from idlora.training.identity.sampling import Visit, bucket_of
+from idlora.training.identity.setup import Bench, fit_of, validation_samples
+from idlora.training.latents.spans import clip_picture
 
 Judge = Callable[[Result, Pair], float]
 
 VALIDATION_VISITS = 4  # draws of noise and sigma for each sample, always the same ones
+_LONGEST_NAME = 200  # bytes of a file's name, without its ending; file systems take 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,23 +103,56 @@ class Samples:
         told: dict[str, list[float]] = {name: [] for name in self.judges}
         for pair in self.pairs:
             result = self._clip(pair)
-            result.save(folder / f"{pair.id}.mp4")
+            result.save(folder / f"{file_stem(pair.id)}.mp4")
             self._show(step, pair, result, journal)
             for name, judge in self.judges.items():
                 told[name].append(judge(result, pair))
         return {name: fmean(values) for name, values in told.items() if values}
 
     def _clip(self, pair: Pair) -> Result:
-        picture = read_video(pair.video).frames[0]
-        request = Request(pair.caption, self.pipe.card.defaults, picture, read_voice(pair.reference))
         with torch.no_grad(), self.arithmetic():
-            return self.pipe.generate_batch([request])[0]
+            return self.pipe.generate_batch([self._request(pair)])[0]
+
+    def _request(self, pair: Pair) -> Request:
+        settings = self.pipe.card.defaults
+        picture = clip_picture(read_video(pair.video), pair.start, settings)
+        return Request(pair.caption, settings, picture, read_voice(pair.reference))
+
+    def check(self) -> None:
+        """Read all that the clips are made after, before a step is spent; a judge may look at a pair too (`check`).
+
+        Raises:
+            SettingsError: a pair cannot be used.
+        """
+        for pair in self.pairs:
+            try:
+                read_inputs(self._request(pair))
+                for judge in self.judges.values():
+                    getattr(judge, "check", _unchecked)(pair)
+            except (InputError, SettingsError) as error:
+                raise SettingsError(
+                    f"no clip can be made after the pair {pair.id} of watching.manifest: {error}"
+                ) from error
 
     def _show(self, step: int, pair: Pair, result: Result, journal: Journal) -> None:
         sheet = np.asarray(overview([Panel(f"{pair.id}, step {step}", result.audio, result.sample_rate, result.video)]))
-        write_png(self.folder / f"step-{step:06d}" / f"{pair.id}.png", sheet)
+        write_png(self.folder / f"step-{step:06d}" / f"{file_stem(pair.id)}.png", sheet)
         journal.picture(step, pair.id, sheet)
         journal.sound(step, pair.id, result.audio.mean(0), result.sample_rate)
+
+
+def _unchecked(_pair: Pair) -> None:
+    """What a judge without a check of its own says."""
+
+
+def file_stem(name: str) -> str:
+    """A file's name for any text, another for each: letters, digits, `-`, `_` and `.` stay, others become %XX."""
+    stem = "".join(each if each.isalnum() else quote(each, safe="") for each in name)
+    if stem.startswith("."):  # no hidden file, and no folder above
+        stem = f"%2E{stem[1:]}"
+    if len(stem.encode()) > _LONGEST_NAME:
+        stem = f"{stem[: _LONGEST_NAME // 8]}-{sha256(name.encode()).hexdigest()}"
+    return stem
 
 
 def watchers_of(
@@ -123,7 +161,7 @@ def watchers_of(
     """The watchers that a configuration wants.
 
     Raises:
-        SettingsError: clips are to be made while the weights are sharded.
+        SettingsError: clips are to be made while the weights are sharded, or after a pair that cannot be used.
         TrainingError: there are no held-out samples.
     """
     found: list[Any] = []
@@ -138,15 +176,11 @@ def watchers_of(
 
 
 def _validation(config: TrainingConfig, bench: Bench, batcher: Batcher) -> ValidationLoss:
-    stores = open_stores(config.data.validation, bench.pipe.generation.name)
-    samples = samples_of(stores, "validation")
-    size = config.engine.batch
-    grids = sorted({row.grid for _, row in samples})
-    visits = []
-    for grid in grids:
-        members = [
-            Visit(*each, number) for number in range(VALIDATION_VISITS) for each in samples if each[1].grid == grid
-        ]
+    samples = validation_samples(config, fit_of(bench.pipe))
+    size, visits = config.engine.batch, []
+    for bucket in sorted({bucket_of(row) for _, row in samples}):
+        alike = [each for each in samples if bucket_of(each[1]) == bucket]
+        members = [Visit(*each, number) for number in range(VALIDATION_VISITS) for each in alike]
         visits += [tuple(members[first : first + size]) for first in range(0, len(members), size)]
     fixed: ObjectiveOptions = replace(
         config.objective, draws="sample", reference_dropout=0.0, text_dropout=0.0, reference_seconds=()
@@ -164,7 +198,7 @@ def _samples(config: TrainingConfig, bench: Bench, judges: Callable[[], Mapping[
     chosen: Sequence[Pair] = list(held_out.values())[: watching.samples]
     if not chosen:
         raise SettingsError(f"{watching.manifest} has no pair of the split `validation` to make clips after")
-    return Samples(
+    found = Samples(
         pipe=bench.pipe,
         pairs=tuple(chosen),
         folder=Path(config.out) / "samples",
@@ -172,3 +206,5 @@ def _samples(config: TrainingConfig, bench: Bench, judges: Callable[[], Mapping[
         judges=judges() if watching.judges else {},
         arithmetic=bench.module.arithmetic if config.engine.precision == "bf16" else nullcontext,
     )
+    found.check()
+    return found

@@ -94,10 +94,13 @@ def precompute(
     out: Path,
     options: EncodeOptions,
     notice: Notice = silent,
+    *,
+    keep_others: bool = False,
 ) -> Report:
     """Encode pairs into a folder that `LatentStore` reads; what is there, made from the same, is not made again.
 
-    A pair that cannot be used is told in the folder's `report.json`, and the next one begins.
+    A pair that cannot be used is told in the folder's `report.json`, and the next one begins. At the end what is there
+    of no pair is forgotten, and what is there of one that cannot be used any more.
 
     Args:
         pairs: of a manifest.
@@ -106,6 +109,7 @@ def precompute(
         out: folder, made if it is missing.
         options: how.
         notice: told of every pair.
+        keep_others: keep what is there of no pair: of another manifest.
 
     Raises:
         InputError: the size is off the model's grid.
@@ -118,7 +122,7 @@ def precompute(
         clean_voice(Voice(np.zeros((1, SAMPLING_RATE), np.float32), SAMPLING_RATE))
     encoder = PairEncoder(pipe, options)
     writer = LatentWriter(out, encoder.header, getattr(torch, options.dtype), options.shard_bytes)
-    with Filling(writer, faults, len(pairs), notice) as filling:
+    with Filling(writer, faults, len(pairs), notice, keep_others=keep_others) as filling:
         if not writer.has_no_text():
             writer.write_no_text(encoder.features([""])[0])
         for block in encoder.missing(pairs, filling):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of every sample while a folder of latents is filled: done, skipped, or failed with a reason."""
+"""What becomes of every sample while a folder of latents is filled: done, skipped, dropped, or failed with a reason."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Report:
         failed: samples that could not be made.
         cut: captions among those made that were longer than the model reads.
         total: samples that there will be of all kinds.
+        dropped: samples that were there and are forgotten, since they were not asked for any more, or failed now.
+        others: samples that were there and stay, though they were not asked for.
     """
 
     done: int = 0
@@ -34,6 +36,8 @@ class Report:
     failed: tuple[Fault, ...] = ()
     cut: int = 0
     total: int = 0
+    dropped: int = 0
+    others: int = 0
 
     @property
     def seen(self) -> int:
@@ -51,20 +55,31 @@ def silent(_: Report) -> None:
 class Filling:
     """Adds samples to a folder and keeps account of them in its `report.json`.
 
-    A context: however it ends, Ctrl-C included, what is finished is on disk and the report says so.
+    A context: however it ends, Ctrl-C included, what is finished is on disk and the report says so. If it comes to its
+    end, the folder holds what was asked for and no more: what was withdrawn, or failed now, is forgotten.
 
     Args:
         writer: of the folder.
         faults: samples that are known to have failed.
         total: samples that will come, without these.
         notice: told of every one.
+        keep_others: keep samples that were not asked for, of another manifest.
     """
 
-    def __init__(self, writer: LatentWriter, faults: Sequence[Fault], total: int, notice: Notice = silent) -> None:
-        self.writer, self._notice = writer, notice
+    def __init__(
+        self,
+        writer: LatentWriter,
+        faults: Sequence[Fault],
+        total: int,
+        notice: Notice = silent,
+        *,
+        keep_others: bool = False,
+    ) -> None:
+        self.writer, self._notice, self._keep_others = writer, notice, keep_others
         self._known, self._total = {row.id: row for row in writer.rows}, total + len(faults)
-        self._done = self._skipped = self._cut = 0
+        self._done = self._skipped = self._cut = self._dropped = self._others = 0
         self._failed = list(faults)
+        self._good: set[str] = set()
 
     def __enter__(self) -> Self:
         self._notice(self.report)
@@ -74,12 +89,22 @@ class Filling:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.writer.flush()
+        if kind is None:  # else some were not reached yet
+            self._drop()
         self._write()
+
+    def _drop(self) -> None:
+        kept = set(self._good)
+        if self._keep_others:
+            kept |= {row.id for row in self.writer.rows} - {fault.id for fault in self._failed}
+        self._dropped = self.writer.keep(kept)
+        self._others = len(self.writer.rows) - len(self._good)
 
     @property
     def report(self) -> Report:
         """How far it is."""
-        return Report(self._done, self._skipped, tuple(self._failed), self._cut, self._total)
+        counts = self._cut, self._total, self._dropped, self._others
+        return Report(self._done, self._skipped, tuple(self._failed), *counts)
 
     def skips(self, name: str, key: str, speaker: str = "", split: str = "train") -> bool:
         """Whether a sample is there, made from the same; then it is counted, its speaker and split are corrected."""
@@ -89,6 +114,7 @@ class Filling:
         if (row.speaker, row.split) != (speaker, split):
             self.writer.describe(name, speaker, split)
         self._skipped += 1
+        self._good.add(name)
         self._notice(self.report)
         return True
 
@@ -100,6 +126,7 @@ class Filling:
             self.fail(Fault(row.id, line, f"its {bad} is not finite in {dtype}; look at the files, or store float32"))
             return
         self._done, self._cut = self._done + 1, self._cut + cut
+        self._good.add(row.id)
         if self.writer.add(row, stored):
             self._write()
         self._notice(self.report)
@@ -113,6 +140,7 @@ class Filling:
         report = self.report
         failed = [asdict(fault) for fault in report.failed]
         content = {"done": report.done, "skipped": report.skipped, "cut_captions": report.cut, "failed": failed}
+        content |= {"dropped": report.dropped, "others": report.others}
         write_text(self.writer.folder / REPORT_NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

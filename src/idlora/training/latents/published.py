@@ -88,6 +88,8 @@ def import_published(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
     notice: Notice = silent,
+    *,
+    keep_others: bool = False,
 ) -> Report:
     """Write published samples as a folder that `LatentStore` reads; what is there from the same files stays.
 
@@ -101,6 +103,7 @@ def import_published(
         dtype: of the stored tensors.
         shard_bytes: size of a file.
         notice: told of every sample.
+        keep_others: keep what is there of no sample: of another folder.
 
     Raises:
         InputError: not one text file can be read.
@@ -109,7 +112,8 @@ def import_published(
     """
     generation, num_tokens = _kind(samples)
     header = Header(generation, num_tokens, settings={"dtype": str(dtype).removeprefix("torch.")})
-    with Filling(LatentWriter(out, header, dtype, shard_bytes), (), len(samples), notice) as filling:
+    writer = LatentWriter(out, header, dtype, shard_bytes)
+    with Filling(writer, (), len(samples), notice, keep_others=keep_others) as filling:
         for sample in samples:
             try:
                 key = hashlib.sha256("".join(map(sha256_of, sample.files())).encode()).hexdigest()

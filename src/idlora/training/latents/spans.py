@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +32,17 @@ def clip_frames(video: Video, start: float, settings: Settings) -> NDArray[np.ui
     if chosen.shape[1:3] == (height, width):
         return chosen
     return np.stack([np.asarray(fit_image(Image.fromarray(frame), height, width)) for frame in chosen])
+
+
+def clip_picture(video: Video, start: float, settings: Settings) -> NDArray[np.uint8]:
+    """The frame (H, W, 3) at `start` seconds in the file's own size: the first of the clip.
+
+    Raises:
+        MediaError: the file does not state its frame rate, or ends too early.
+    """
+    index = _indices(video, start, replace(settings, num_frames=1))[0] if start else 0
+    picture: NDArray[np.uint8] = video.frames[index]
+    return picture
 
 
 def _indices(video: Video, start: float, settings: Settings) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,14 +127,15 @@ class LatentWriter:
         except OSError as error:
             raise OutputError(f"cannot make {folder}: {error.strerror or error}; choose another folder") from error
         self.rows: list[Row] = []
+        self._corrected = False
         if (folder / INDEX_NAME).exists():
             found = LatentStore(folder)
             if found.header != header:
                 raise TrainingError(f"{folder} was made {_difference(found.header, header)}; choose another folder")
             self.rows = [row for row in found.rows if found.has(row)]
+            self._corrected = len(self.rows) < len(found.rows)
         self._waiting: dict[str, tuple[Row, dict[str, Tensor]]] = {}
         self._bytes = 0
-        self._corrected = False
 
     def keys(self) -> dict[str, str]:
         """Keys of the finished samples by id."""
@@ -156,6 +158,20 @@ class LatentWriter:
             self.flush()
         return full
 
+    def keep(self, names: Set[str]) -> int:
+        """Forget the finished samples of all other ids, and delete shards that hold none any more; returns how many."""
+        before = self.rows
+        self.rows = [row for row in before if row.id in names]
+        if len(self.rows) < len(before):
+            self._write_index()
+            self._delete({row.shard for row in before})
+        return len(before) - len(self.rows)
+
+    def _delete(self, before: Set[str]) -> None:
+        """Delete those of some shards that hold no sample any more."""
+        for shard in before - {row.shard for row in self.rows}:
+            (self.folder / shard).unlink(missing_ok=True)
+
     def flush(self) -> None:
         """Write what waits; samples of the same id are replaced, and shards that hold none any more are deleted."""
         if self._waiting:
@@ -172,8 +188,7 @@ class LatentWriter:
         self.rows = [row for row in self.rows if row.id not in fresh] + list(fresh.values())
         self._waiting, self._bytes = {}, 0
         self._write_index()
-        for shard in before - {row.shard for row in self.rows}:
-            (self.folder / shard).unlink(missing_ok=True)
+        self._delete(before)
 
     def has_no_text(self) -> bool:
         """Whether the features of a prompt that says nothing can be read."""
@@ -245,6 +260,17 @@ class LatentStore:
         except TrainingError:
             return False
         return all(f"{row.id}/{part}" in names for part in ("video", "audio", "reference", "text"))
+
+    def widths(self) -> dict[str, int]:
+        """Numbers of a token by tensor, as far as they can be told: of a sample, for all have the same."""
+        for row in self.rows:
+            with suppress(TrainingError, SafetensorError):
+                file, names = self._file(row.shard)
+                parts = ("video", "audio", "reference", "text", "text_audio")
+                there = [part for part in parts if f"{row.id}/{part}" in names]
+                found = {part: int(file.get_slice(f"{row.id}/{part}").get_shape()[-1]) for part in there}
+                return {"text_audio": found["text"], **found} if "text" in found else found
+        return {}
 
     def read(self, row: Row) -> Latents:
         """The tensors of a sample, in float32.
