@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the stages of `idlora pairs` grow: `python benchmarks/pairs_scale.py`, one JSON object a line.
 
-Two kinds of things are measured, in time and in peak memory of their own process:
+Four kinds of things are measured, in time and in peak memory of their own process:
 
 - `clips N`: the stages that read tables alone (who is who, splits, pairs, manifest, and the tables themselves) on N
   synthetic clips, four a file, three files a speaker, with vectors drawn for them. What opens files is linear in their
   length by construction, and is measured by `pairs_truth.py`.
+- `grouping N`: who is who among N synthetic voices, one clip of 64 numbers each, three recordings a speaker.
+- `often N`: the same of N speakers in thirty recordings each: what many neighbours cost.
+- `speaker N`: the pairs of one speaker with N clips in forty recordings.
 - `neighbours N`: the search for the twelve nearest of each of N vectors of 50 numbers, exact or by cells, with the
   share of the true nearest that cells find, on a sample.
 """
@@ -33,7 +36,7 @@ def tables_of(count: int) -> dict[str, list[dict[str, Any]]]:
     files, clips, quality, vectors, words = [], [], [], [], []
     for file in range(count // 4):
         name, own = f"{file:08d}", np.random.default_rng([7, file // 3]).standard_normal(64)
-        files.append({"file": name, "recording": name, "label": "", "source": "", "licence": "", "consent": "given"})
+        files.append({"file": name, "recording": name, "sha256": name, "label": "", "consent": "given"})
         for clip in range(4):
             key = f"{name}-{clip * 5000:08d}"
             span = {
@@ -91,13 +94,62 @@ def clips(count: int) -> dict[str, Any]:
         by_clip["quality"],
         by_clip["words"],
         speakers,
-        {row["file"]: row["file"] for row in drawn["files"]},
+        {row["file"]: row for row in drawn["files"]},
     )
     pairs, _ = pairing.pairs_of(candidates, settings.pairs)
     told["pairs"] = time.time() - began
     assert GROUPS
     groups = len({row["speaker"] for row in found.clips})
     return {"seconds": {name: round(value, 2) for name, value in told.items()}, "pairs": len(pairs), "groups": groups}
+
+
+def grouping(count: int, recordings: int = 3) -> dict[str, Any]:
+    """Seconds of finding speakers among so many voices."""
+    from idlora.mining.grouping import grouped
+    from idlora.mining.settings import SpeakerRules
+
+    rng = np.random.default_rng(count)
+    files, clips, vectors = [], [], []
+    for number in range(count):
+        name, own = f"{number:08d}", np.random.default_rng([7, number // recordings]).standard_normal(64)
+        heard = own + 0.3 * rng.standard_normal((3, 64))
+        files.append({"file": name, "recording": name, "label": ""})
+        clips.append({"clip": name, "file": name, "track": name})
+        vectors.append({"clip": name, "vector": heard[0].tolist(), "copies": heard[1:].ravel().tolist()})
+    began = time.time()
+    found = grouped(files, clips, vectors, SpeakerRules())
+    members: dict[str, set[int]] = {}
+    for row in found.clips:
+        members.setdefault(row["speaker"], set()).add(int(row["clip"]) // recordings)
+    return {
+        "seconds": round(time.time() - began, 2),
+        "groups": len(members),
+        "speakers": -(-count // recordings),
+        "mixed": sum(len(each) > 1 for each in members.values()),
+    }
+
+
+def often(count: int) -> dict[str, Any]:
+    """Seconds of finding so many speakers in thirty recordings each."""
+    return grouping(30 * count, 30)
+
+
+def speaker(count: int) -> dict[str, Any]:
+    """Seconds of pairing so many clips of one speaker."""
+    from idlora.evaluation.judges.conditions import Acoustics
+    from idlora.mining.pairing import Candidate, pairs_of
+    from idlora.mining.settings import PairRules
+
+    rng = np.random.default_rng(count)
+    told = []
+    for number in range(count):
+        said, span = frozenset(rng.choice(WORDS, 6)), (5.0 * number, 5.0 * number + 4.8)
+        sound = Acoustics(-20 + 5 * rng.standard_normal(), 20 + 5 * rng.standard_normal(), 0.4, rng.standard_normal(6))
+        recording = f"r{number % 40}"
+        told.append(Candidate(f"{number:06d}", recording, recording, "s", said, said, span, span, sound))
+    began = time.time()
+    rows, gone = pairs_of(told, PairRules())
+    return {"seconds": round(time.time() - began, 2), "pairs": len(rows), "left": len(gone)}
 
 
 def neighbours(count: int) -> dict[str, Any]:
@@ -128,19 +180,25 @@ def neighbours(count: int) -> dict[str, Any]:
     }
 
 
+KINDS = {"clips": clips, "grouping": grouping, "often": often, "speaker": speaker, "neighbours": neighbours}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="*", default=[1000, 10_000])
+    parser.add_argument("--grouping", type=int, nargs="*", default=[10_000, 50_000])
+    parser.add_argument("--often", type=int, nargs="*", default=[100])
+    parser.add_argument("--speaker", type=int, nargs="*", default=[100, 400, 2000])
     parser.add_argument("--neighbours", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         name, count = arguments.one[0], int(arguments.one[1])
-        told = {"clips": clips, "neighbours": neighbours}[name](count)
+        told = KINDS[name](count)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(json.dumps({name: count, **told, "peak_mb": round(peak)}))
         return
-    for name in ("clips", "neighbours"):
+    for name in KINDS:
         for count in getattr(arguments, name):
             # Each in a process of its own, so that its peak is its own.
             subprocess.run([sys.executable, __file__, "--one", name, str(count)], check=True)  # noqa: S603 - this file

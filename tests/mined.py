@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -103,16 +101,3 @@ def mined(
     videos: Path, out: Path, given: MiningSettings | None = None, notice: Callable[[str, int, int], None] = silent
 ) -> Mined:
     return mine(find_sources(videos, "speakers"), Workshop(out, notice=notice), given or settings())
-
-
-def mined_until(number: int, videos: Path, out: Path) -> None:
-    """Mine in a process that SIGKILL ends when it is told of something for the `number`th time."""
-    told = 0
-
-    def end(_stage: str, _done: int, _total: int) -> None:
-        nonlocal told
-        told += 1
-        if told == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    mined(videos, out, notice=end)

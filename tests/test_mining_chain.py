@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,10 +20,10 @@ import pytest
 from dying import doubled
 from idlora.cli import main
 from idlora.data.manifest import read_manifest
-from idlora.data.world.recordings import TALK
+from idlora.data.world.recordings import TALK, write_recording
 from idlora.data.world.voice import VOCABULARY
 from idlora.errors import InputError, SettingsError
-from idlora.mining import probing, voices
+from idlora.mining import probing, scenes, voices
 from idlora.mining.ledger import Ledger
 from idlora.mining.mapping import DIED, FAULT, cluster, mapped
 from idlora.mining.run import Mined, mine
@@ -31,7 +31,8 @@ from idlora.mining.sources import find_sources, with_rights
 from idlora.mining.tables import key_of, read_table
 from idlora.mining.withdrawal import LIST_NAME, Withdrawn, read_withdrawn, withdraw, without
 from idlora.mining.workshop import UNREADABLE, Workshop
-from mined import ODD, mined, mined_until, recordings, settings, write_corpus
+from killing import killed_in, scenes_once
+from mined import ODD, mined, recordings, settings, write_corpus
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 MAPPED = ("probe", "scenes", "speech", "faces", "active", "quality", "voices", "words", "media", "captions")
@@ -135,7 +136,7 @@ def test_stopped_at_every_stage_and_resumed_the_tables_are_the_same(
             for path in (tmp_path / "out" / "cache").glob("*.jsonl"):
                 with path.open("a") as stream:
                     stream.write('{"key": "a line cut sh')  # as an interrupted writer leaves it
-            (tmp_path / "out" / "clips" / ".half.mp4").touch()
+            (tmp_path / "out" / "clips" / ".half.0123456789ab.mp4").touch()
     assert {stage for stage, later in stopped if later} >= set(MAPPED)
     first, second = contents(made[0]), contents(tmp_path / "out")
     assert first.keys() == second.keys()
@@ -147,17 +148,28 @@ def test_stopped_at_every_stage_and_resumed_the_tables_are_the_same(
     assert contents(tmp_path / "out") == first
 
 
-def test_killed_at_any_moment_and_resumed_the_tables_are_the_same(
-    corpus: Path, made: tuple[Path, Mined], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two files each of two speakers, and what is mined of them."""
+    videos = tmp_path_factory.mktemp("small") / "videos"
+    for recording in recordings():
+        (videos / recording.name[:4]).mkdir(parents=True, exist_ok=True)
+        write_recording(recording, videos / recording.name[:4])
+    mined(videos, videos.parent / "out", LABELLED)
+    return videos, videos.parent / "out"
+
+
+def test_killed_in_every_stage_and_resumed_the_tables_are_the_same(small: tuple[Path, Path], tmp_path: Path) -> None:
     context, out = get_context("spawn"), tmp_path / "out"
-    for number in (5, 12, 19):  # of what is told after the kill before: further and further
-        process = context.Process(target=mined_until, args=(number, corpus, out))
+    for stage in MAPPED:
+        process = context.Process(target=killed_in, args=(stage, small[0], out))
         process.start()
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL
-    mined(corpus, out, LABELLED)
-    first, second = contents(made[0]), contents(out)
+        process.join(300)
+        assert (stage, process.exitcode) == (stage, -signal.SIGKILL)
+        assert Ledger(out / "cache" / f"{stage}.jsonl").entries()
+    mined(small[0], out, LABELLED)
+    first, second = contents(small[1]), contents(out)
+    assert read_table(out / "tables", "pairs").rows  # type: ignore[union-attr]
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
 
@@ -204,23 +216,28 @@ def test_other_weights_of_an_encoder_make_other_vectors(
 def two_of_ray() -> Iterator[None]:
     """Ray with two workers, who find the modules of the tests."""
     pytest.importorskip("ray.data", reason="the extra `ray` is not installed")
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    try:
-        with cluster(2, ray=True):
-            yield
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    with pytest.MonkeyPatch.context() as patch, cluster_of_ours(patch):
+        yield
+
+
+@contextmanager
+def cluster_of_ours(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    patch.setenv("RAY_ADDRESS", "local")  # none that others began on this machine
+    with cluster(2, ray=True):
+        yield
 
 
 @pytest.mark.usefixtures("two_of_ray")
-def test_two_workers_of_ray_make_the_same_manifest(corpus: Path, made: tuple[Path, Mined], tmp_path: Path) -> None:
-    shutil.copytree(made[0], tmp_path / "out")
-    for name in ("probe", "scenes"):  # as any other stage: the same code maps all of them
-        (tmp_path / "out" / "cache" / f"{name}.jsonl").unlink()
-        (tmp_path / "out" / "tables" / f"{name}.parquet").unlink()
-    mine(find_sources(corpus, "speakers"), Workshop(tmp_path / "out", workers=2, ray=True), LABELLED)
-    assert contents(tmp_path / "out") == contents(made[0])
+def test_two_workers_of_ray_make_the_same_manifest_and_one_of_them_dies(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage by Ray from the beginning."""
+    monkeypatch.setattr(scenes, "scenes_of", scenes_once)
+    mine(find_sources(small[0], "speakers"), Workshop(tmp_path / "out", workers=2, ray=True), LABELLED)
+    assert (small[0] / "died").exists()
+    assert contents(tmp_path / "out") == contents(small[1])
+    assert {path.stem for path in (tmp_path / "out" / "cache").iterdir()} == set(MAPPED)
 
 
 def items(folder: Path, *dies: str) -> list[dict[str, Any]]:
@@ -238,9 +255,10 @@ def test_the_work_of_a_process_that_died_is_done_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("two_of_ray")
 def test_ray_does_the_work_of_a_process_that_died_again(tmp_path: Path) -> None:
-    told = dict(mapped(doubled, items(tmp_path, "", "once", "fault", ""), workers=2, ray=True))
-    assert [told[place].get("rows", [{}])[0].get("twice") for place in range(4)] == [0, 2, None, 6]
+    told = dict(mapped(doubled, items(tmp_path, "", "once", "fault", "always"), workers=2, ray=True))
+    assert [told[place].get("rows", [{}])[0].get("twice") for place in range(4)] == [0, 2, None, None]
     assert told[2] == {FAULT: "no good; use another"}
+    assert told[3] == {FAULT: DIED}
     assert (tmp_path / "1").exists()
 
 
@@ -298,9 +316,9 @@ def test_a_file_that_is_withdrawn_leaves_nothing_and_never_comes_back(
     assert all(row["file"] not in json.dumps(table.rows) for name, table in told.tables.items() if name != "probe")
     with pytest.raises(InputError, match="no file"):
         withdraw(out, file="nobody.mp4")
-    for wrong in ({}, {"speaker": "a", "file": "b"}):
+    for speaker, file in (("", ""), ("a", "b")):
         with pytest.raises(InputError, match="either"):
-            withdraw(out, **wrong)
+            withdraw(out, speaker=speaker, file=file)
 
 
 def test_a_speaker_who_is_withdrawn_leaves_nothing_and_never_comes_back(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,48 @@ def test_speakers_who_are_tested_have_an_easy_pair_beside_the_hard_one() -> None
     assert sorted(hard) == sorted(easy) == [each.clip for each in told]
     assert len({row["pair"] for row in rows}) == 12
     assert all(row["file"] == row["reference_file"] for row in rows if row["relation"] == SAME)
+
+
+def test_parts_of_one_video_are_no_pair_of_the_same_seconds() -> None:
+    """Two spans of a list are two files of one recording, by the clock of their video."""
+
+    def part(name: str, file: str, start: float, recording: str, words: str) -> Candidate:
+        said, span = frozenset(words.split()), (start, start + 4)
+        return Candidate(name, file, recording, "s", said, said, span, span, candidate(0, "r", "one").acoustics, "v")
+
+    told = [part("a", "v", 1.0, "yt", "one two"), part("b", "v-500", 1.4, "yt", "three"), candidate(9, "w", "four")]
+    rows, _ = pairs_of(told, PairRules(), {"s"})
+    assert rows
+    assert all("c009" in (row["clip"], row["reference"]) for row in rows)
+    told[1] = part("b", "v-500", 5.0, "yt", "three")
+    easy = [row for row in pairs_of(told, PairRules(), {"s"})[0] if row["relation"] == SAME]
+    assert {(row["clip"], row["reference"]) for row in easy} == {("a", "b"), ("b", "a")}
+    # Nor where somebody has given the parts of one video two recordings.
+    told = [part("a", "v", 1.0, "x", "one two"), part("b", "v-500", 1.4, "y", "three")]
+    assert pairs_of(told, PairRules())[0] == []
+
+
+def test_of_very_many_clips_a_part_is_looked_through_and_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [candidate(number, f"r{number % 5}", f"w{number}", level=-60 + 0.2 * number) for number in range(300)]
+    asked: list[int] = []
+    true = Acoustics.distance
+
+    def counted(one: Acoustics, other: Acoustics) -> float:
+        asked.append(1)
+        return true(one, other)
+
+    monkeypatch.setattr(Acoustics, "distance", counted)
+    rows, gone = pairs_of(told, PairRules())
+    assert len(asked) <= 64 * 300  # not all with all
+    assert Counter(row["bin"] for row in rows) == {0: 4, 1: 4, 2: 4}
+    assert len({row["clip"] for row in rows} | {row["item"] for row in gone}) == 300
+    assert {row["reason"] for row in gone} == {pairing.ENOUGH}
+    assert pairs_of(told[::-1], PairRules())[0] == rows
+    # Whose words are in all of that part finds a reference beyond it.
+    pool = {each.clip for each in pairing._pool(told)}
+    common = [replace(each, reference_words=frozenset(["all"])) if each.clip in pool else each for each in told]
+    common[7] = replace(common[7], words=frozenset(["all"]), acoustics=told[7].acoustics)
+    assert common[7].clip in {row["clip"] for row in pairs_of(common, PairRules(per_speaker=300))[0]}
 
 
 def cut(
@@ -199,7 +242,7 @@ FACTS = {
     "left": 0.1,
     "width": 0.3,
     "height": 0.6,
-    "turned": 0.0,
+    "turned": 0.1,
     "clip": "c",
     "start": 0.0,
     "end": 2.0,
@@ -212,6 +255,12 @@ def test_captions_say_what_was_measured_and_nothing_else() -> None:
     middling = {**FACTS, "hertz": 160.0, "loudness": -25.0, "snr": 20.0, "rt60": 0.5, "rate": 2.5}
     assert captions.heard(middling) == "a voice"
     assert captions.heard({**FACTS, "hertz": 0.0, "rt60": None}) == "a loud voice, speaking fast, noise around"
+    assert captions.seen({**FACTS, "turned": 0.5}).endswith("half turned away, speaking")
+    assert captions.seen({**FACTS, "turned": 0.0}) == "one person in close-up, on the left of the picture, speaking"
+    for low, high, kind in ((0.7, 0.1, "low-frequency noise"), (0.0, 0.8, "high-frequency noise"), (0.4, 0.3, "noise")):
+        assert f", {kind} around" in captions.heard({**FACTS, "low": low, "high": high, "music": 0.0})
+    assert "noise" not in captions.heard({**middling, "low": 0.9, "high": 0.0})
+    assert captions.heard({**middling, "music": 0.07}) == "a voice, a held tone at times"
     row = captions.captions_of({"rules": vars(CaptionRules()), "clips": [FACTS], "path": ""})["rows"][0]
     assert captions.prompt_of(row).text().startswith("[VISUAL] one person in close-up")
     assert (row["speech"], row["captioner"]) == ("river garden", captions.TEMPLATE)
@@ -240,10 +289,10 @@ def test_a_captioner_by_address_is_asked_and_its_silence_is_told(
     item = {"rules": vars(rules), "clips": [FACTS], "path": str(tmp_path / "a.mp4")}
     row = captions.captions_of(item)["rows"][0]
     assert (row["visual"], row["captioner"]) == ("A woman (SOUNDS) in a room.", "some-model")
-    address, told, headers, _ = asked[0]
-    assert (address, told["model"]) == ("http://localhost:9/v1/chat/completions", "some-model")
+    address, content, headers, _ = asked[0]
+    assert (address, content["model"]) == ("http://localhost:9/v1/chat/completions", "some-model")
     assert headers["Authorization"] == "Bearer secret"
-    assert told["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert content["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise urllib.error.URLError("refused")
@@ -251,6 +300,18 @@ def test_a_captioner_by_address_is_asked_and_its_silence_is_told(
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(SettingsError, match="gave no caption"):
         captions.captions_of(item)
+    codes = [400, 413, 422, 401, 403, 404, 429, 500, 503]
+
+    def coded(request: Any, **_: Any) -> Any:
+        raise urllib.error.HTTPError(request.full_url, codes.pop(0), "no", {}, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(urllib.request, "urlopen", coded)
+    for _ in range(3):  # this picture is refused: others go on
+        assert captions.captions_of(item)["rows"][0]["captioner"] == captions.TEMPLATE
+    for _ in range(6):
+        with pytest.raises(SettingsError, match="gave no caption"):
+            captions.captions_of(item)
+    assert codes == []
     with pytest.raises(SettingsError, match="captioner-model"):
         captions.captions_of({**item, "rules": vars(CaptionRules("http://localhost:9/v1"))})
 

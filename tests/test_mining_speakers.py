@@ -209,7 +209,8 @@ def test_groups_are_the_connected_parts_whatever_the_order(
     order = list(range(len(pairs)))
     chance.shuffle(order)  # type: ignore[attr-defined]
     alike = Unlike(lambda *_: 0.0, np.full(len(pairs), 1.0))
-    groups = [joined(count, pairs[o], np.ones(len(pairs)), alike) for o in (slice(None), order)]
+    alone = np.arange(count)
+    groups = [joined(alone, pairs[o], np.ones(len(pairs)), alike) for o in (slice(None), order)]
     assert groups[0].tolist() == groups[1].tolist()
     reach = np.eye(count, dtype=bool)
     for a, b in pairs:
@@ -217,7 +218,7 @@ def test_groups_are_the_connected_parts_whatever_the_order(
     for _ in range(count):
         reach = reach @ reach
     assert groups[0].tolist() == [int(np.flatnonzero(row)[0]) for row in reach]
-    kept = joined(count, pairs, np.ones(len(pairs)), Unlike(lambda *_: 2.0, alike.most))
+    kept = joined(alone, pairs, np.ones(len(pairs)), Unlike(lambda *_: 2.0, alike.most))
     assert kept.tolist() == list(range(count))  # what is unlike on the whole is not joined
 
 
@@ -283,12 +284,23 @@ def test_frozen_splits_are_read_back_and_a_change_by_hand_is_refused(tmp_path: P
         splits.read_frozen(path)
 
 
+def test_no_voice_joins_two_labels_and_the_better_link_wins() -> None:
+    pairs, alike = np.array([[0, 1], [1, 2], [2, 3]]), Unlike(lambda *_: 0.0, np.ones(3))
+    for ranks, wanted in (([1.0, 2, 3], [0, 0, 2, 2]), ([2.0, 1, 3], [0, 1, 1, 1]), ([3.0, 2, 1], [0, 1, 1, 1])):
+        found = joined(np.arange(4), pairs, np.array(ranks), alike, ["anna", "", "ben", ""])
+        assert found.tolist() == wanted
+    assert joined(np.array([0, 1, 1, 3]), pairs, np.ones(3), alike).tolist() == [0, 0, 0, 0]
+    assert joined(np.array([0, 1, 1, 3]), pairs, np.ones(3), alike, ["a", "b", "b", "b"]).tolist() == [0, 1, 1, 1]
+
+
 def test_doubts_are_links_of_two_speakers_above_the_lower_threshold() -> None:
     links = [
         {"first": a, "second": b, "doubt": doubt}
         for a, b, doubt in (("1", "2", True), ("1", "3", False), ("2", "4", True))
     ]
-    assert doubts_of(links, {"1": "a", "2": "b", "3": "c", "4": "b"}) == {"a": {"b"}, "b": {"a"}}
+    assert doubts_of(links, {"1": {"a"}, "2": {"b"}, "3": {"c"}, "4": {"b"}}) == {"a": {"b"}, "b": {"a"}}
+    assert doubts_of(links, {"1": {"a", "d"}, "2": {"b"}}) == {"a": {"b"}, "d": {"b"}, "b": {"a", "d"}}
+    assert doubts_of(links, {"1": {"a"}}) == {}
 
 
 def test_settings_are_checked_by_name_kind_and_range(tmp_path: Path) -> None:

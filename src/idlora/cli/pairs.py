@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def pairs(  # noqa: PLR0913, PLR0917 - each is an option of the command
     ] = "auto",
     list_: Annotated[Path | None, typer.Option("--list", help="Published JSON of celebv-hq or talkvid.")] = None,
     rights: Annotated[Path | None, typer.Option(help="CSV: path (or pattern), source, licence, consent.")] = None,
-    require_consent: Annotated[bool, typer.Option("--require-consent", help="Leave out unknown consent.")] = False,
+    require_consent: Annotated[bool, typer.Option("--require-consent", help="Use what is consented to alone.")] = False,
     frames: Annotated[int, typer.Option(help="Frames of a clip, 8k + 1.")] = 121,
     frame_rate: Annotated[float, typer.Option(help="Frames a second of a clip.")] = 25.0,
     finder: Annotated[str, typer.Option(help="Of faces: auto, mesh, cascade, or world (the miniature's).")] = "auto",
@@ -72,7 +73,7 @@ def pairs(  # noqa: PLR0913, PLR0917 - each is an option of the command
         "pairs": {"per_speaker": per_speaker, "clean": clean},
         "splits": {"validation": validation, "test": test},
     }
-    sources = with_rights(find_sources(videos, layout, list_), rights)
+    sources = with_rights(find_sources(videos, layout, list_), rights, _warned)
     with _bars() as notice:
         mined = mine(sources, Workshop(out, workers, ray, notice), _settings(given, settings))
     report = write_report(out, mined, samples)
@@ -89,10 +90,13 @@ def withdraw(
     from idlora.mining.report import refreshed
     from idlora.mining.withdrawal import withdraw as remove
 
-    counts = remove(out, speaker, file)
-    refreshed(out)
+    counts = remove(out, speaker, file, lambda: refreshed(out))
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{out}: removed {told}; latents and adapters made of it lie elsewhere, so make them anew")
+
+
+def _warned(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _vocabulary(path: Path | None) -> tuple[str, ...]:

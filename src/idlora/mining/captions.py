@@ -38,6 +38,10 @@ _QUIET, _LOUD = -34.0, -18.0  # LUFS
 _FLAT, _LIVELY = 0.06, 0.2  # octaves
 _CLEAR, _NOISY = 25.0, 14.0  # dB
 _DRY, _ECHOING = 0.35, 0.7  # seconds
+_MOSTLY = 0.5  # share of the noise's power from which on it is called low or high
+_HELD = 0.05  # share of a clip in which a tone stands still, from which on it is told
+_REFUSALS = range(400, 500)  # of HTTP: this picture will never be described, unless
+_NOT_THE_PICTURE = (401, 402, 403, 404, 407, 408, 429)  # key, account, address, time or number of calls
 _LARGE, _SMALLER = 0.5, 0.3  # of the picture's height
 _WAIT = 60  # seconds for an answer
 _QUESTION = (
@@ -75,16 +79,21 @@ def _seen(item: Item, clip: Row, rules: CaptionRules) -> tuple[str, str]:
     picture = next(frames_between(item["path"], 25.0, middle, middle + 0.02, 768), None)
     if picture is None:
         return seen(clip), TEMPLATE
-    text = _by_service(picture, rules) if "://" in rules.captioner else _by_network(picture, rules.captioner)
+    try:
+        text = _by_service(picture, rules) if "://" in rules.captioner else _by_network(picture, rules.captioner)
+    except _RefusedError:
+        return seen(clip), TEMPLATE
     return (_one_part(text), rules.model or rules.captioner) if text.strip() else (seen(clip), TEMPLATE)
 
 
 def seen(clip: Row) -> str:
-    """What is known of the picture: one person, how large, and where in it."""
+    """What is known of the picture: one person, how large, and where in it; which way, if the finder can tell that."""
     size = "in close-up" if clip["height"] >= _LARGE else "from the waist up" if clip["height"] < _SMALLER else ""
     centre = clip["left"] + clip["width"] / 2
     side = "on the left of the picture" if centre < 0.4 else "on the right of the picture" if centre > 0.6 else ""
     turned = "facing the camera" if clip["turned"] < 0.35 else "half turned away"
+    if clip["turned"] == 0:  # what finders say that cannot tell; by one that measures, nobody is so straight
+        turned = ""
     return ", ".join(part for part in (f"one person {size}".strip(), side, turned, "speaking") if part)
 
 
@@ -98,10 +107,19 @@ def heard(clip: Row) -> str:
     said = " ".join(part for part in voice if part)
     parts = [f"a {said} voice" if said else "a voice"]
     parts.append(_of_three(clip["rate"], (_SLOW, _FAST), ("speaking slowly", "", "speaking fast")))
-    parts.append(_of_three(clip["snr"], (_NOISY, _CLEAR), ("noise around", "", "no background noise")))
+    parts.append(_of_three(clip["snr"], (_NOISY, _CLEAR), (f"{_kind(clip)} around", "", "no background noise")))
+    parts.append("a held tone at times" if (clip.get("music") or 0.0) >= _HELD else "")
     if clip["rt60"] is not None:
         parts.append(_of_three(clip["rt60"], (_DRY, _ECHOING), ("a dry room", "", "an echoing room")))
     return ", ".join(part for part in parts if part)
+
+
+def _kind(clip: Row) -> str:
+    """Noise by where its power lies; just noise where that is not known or it lies everywhere."""
+    low, high = clip.get("low"), clip.get("high")
+    if low is not None and low >= _MOSTLY:
+        return "low-frequency noise"
+    return "high-frequency noise" if high is not None and high >= _MOSTLY else "noise"
 
 
 def _of_three(value: float, limits: tuple[float, float], words: Sequence[str]) -> str:
@@ -150,6 +168,9 @@ def _by_service(picture: NDArray[np.uint8], rules: CaptionRules) -> str:
         with urllib.request.urlopen(request, timeout=_WAIT) as answer:  # noqa: S310 - likewise
             return str(json.load(answer)["choices"][0]["message"]["content"])
     except (OSError, ValueError, LookupError, TypeError, urllib.error.URLError) as error:
+        code = error.code if isinstance(error, urllib.error.HTTPError) else 0
+        if code in _REFUSALS and code not in _NOT_THE_PICTURE:
+            raise _RefusedError(f"{rules.captioner} describes no such picture: {error}") from error
         raise _UnansweredError(
             f"{rules.captioner} gave no caption: {error}; see that it is reached and run again"
         ) from error
@@ -157,3 +178,7 @@ def _by_service(picture: NDArray[np.uint8], rules: CaptionRules) -> str:
 
 class _UnansweredError(SettingsError):
     """A service that does not answer ends the stage: with the next run it goes on."""
+
+
+class _RefusedError(SettingsError):
+    """A service that will not describe one picture: others may go on."""

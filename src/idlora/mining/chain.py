@@ -26,13 +26,14 @@ from idlora.mining.grouping import GROUPS, LINKS, grouped
 from idlora.mining.mapping import Item
 from idlora.mining.settings import MiningSettings
 from idlora.mining.sources import Source, row_of
-from idlora.mining.tables import Row, Table, digest_of
+from idlora.mining.tables import Row, Table, digest_of, dropped
 from idlora.mining.withdrawal import Withdrawn, without
 from idlora.mining.workshop import Workshop
 
+_LAW = 2  # of grouping: another number when the same voices make other groups
 STAGES = (
-    "probe", "files", "scenes", "speech", "faces", "active", "clips", "quality", "voices", "words", "speakers", "links",
-    "splits", "pairs", "media", "captions",
+    "probe", "files", "scenes", "speech", "faces", "active", "clips", "quality", "voices", "speakers", "links",
+    "pairable", "words", "splits", "pairs", "media", "captions",
 )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ class Chain:
     def speakers(self, files: Table, cut: Table, vectors: Table) -> tuple[Table, Table]:
         """Who speaks in every clip, and the links between voices by which that is known."""
         rules = self.settings.speakers
-        before, given = [files, cut, vectors], asdict(rules)
+        before, given = [files, cut, vectors], {**asdict(rules), "law": _LAW}
         made: list[Any] = []
 
         def once() -> Any:
@@ -176,12 +177,21 @@ class Chain:
 
     def pairable(self, files: Table, speakers: Table) -> Table:
         """Clips of speakers who are heard in several recordings; all where pairs may be of one."""
-        if self.settings.pairs.same_recording:
-            return speakers
-        recordings = {row["file"]: row["recording"] for row in files.rows}
-        heard = {who: {recordings[row["file"]] for row in own} for who, own in by(speakers.rows, "speaker").items()}
-        rows = [row for row in speakers.rows if len(heard[row["speaker"]]) > 1]
-        return Table(speakers.name, digest_of([speakers.key, "pairable"]), rows)
+        alike = self.settings.pairs.same_recording
+
+        def make() -> tuple[list[Row], list[Row]]:
+            recordings = {row["file"]: row["recording"] for row in files.rows}
+            heard: dict[str, set[str]] = {}
+            for row in speakers.rows:
+                heard.setdefault(row["speaker"], set()).add(recordings[row["file"]])
+            good = [row for row in speakers.rows if alike or len(heard[row["speaker"]]) > 1]
+            kept = {row["clip"] for row in good}
+            alone = [row for row in speakers.rows if row["clip"] not in kept]
+            return good, [
+                dropped(row["clip"], row["file"], pairing.ALONE, f"speaker {row['speaker']}") for row in alone
+            ]
+
+        return self.shop.pure("pairable", GROUPS, make, [files, speakers], alike)
 
     def pairs(self, files: Table, kept: Table, measured: Table, said: Table, split: Table) -> Table:
         """Clips with their references."""
@@ -189,9 +199,12 @@ class Chain:
 
         def make() -> tuple[list[Row], list[Row]]:
             speakers = {row["clip"]: row["speaker"] for row in split.rows}
-            recordings = {row["file"]: row["recording"] for row in files.rows}
             told = pairing.candidates(
-                kept.rows, one_by(measured.rows, "clip"), one_by(said.rows, "clip"), speakers, recordings
+                kept.rows,
+                one_by(measured.rows, "clip"),
+                one_by(said.rows, "clip"),
+                speakers,
+                one_by(files.rows, "file"),
             )
             tested = {row["speaker"] for row in split.rows if row["split"] == "test"}
             return pairing.pairs_of(told, rules, tested)
@@ -228,7 +241,8 @@ class Chain:
 
         def clip_of(row: Row) -> Item:
             name = row["clip"]
-            facts = {key: measured[name][key] for key in ("hertz", "spread", "loudness", "snr", "rt60")}
+            known = ("hertz", "spread", "loudness", "snr", "rt60", "music", "low", "high")
+            facts = {key: measured[name].get(key) for key in known}  # tables of older versions lack some
             box = {key: boxes[row["track"]][key] for key in ("left", "width", "height", "turned")}
             told = {"text": said[name]["text"], "rate": said[name]["rate"]}
             return {**_taking(("clip", "start", "end"))(row), **facts, **box, **told}

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from idlora.data.media import Voice, clean_voice, write_mp4, write_wav
 from idlora.data.media.timeline import frames_between, read_mono
-from idlora.errors import MediaError
+from idlora.errors import MediaError, OutputError
 from idlora.mining.mapping import Item, Outcome
 
 RATE = 16_000
 COLUMNS = {"clip": "text", "file": "text", "video": "text", "original": "text", "reference": "text", "cleaned": "truth"}
+KINDS = {"clips": ".mp4", "originals": ".wav", "references": ".wav"}
+"""Folders of the files of pairs, and the ending of their files; the rest of a name is the clip's."""
+
 _LEAST_KEPT = 0.05  # of the power that cleaning must leave: less, and it has taken the voice for noise
 _SOUND_RATES = (16_000, 48_000)  # Hz between which a clip's sound keeps its own rate
 
@@ -35,6 +39,29 @@ def cut(item: Item) -> Outcome:
         row["original"] = f"originals/{name}.wav"
         row["reference"], row["cleaned"] = _write_reference(item, out, name)
     return {"rows": [row]}
+
+
+def removed(out: Path, goes: Callable[[str, str], bool]) -> int:
+    """Remove files of clips; returns how many.
+
+    Args:
+        out: folder of the folders in `KINDS`.
+        goes: told of a file, as rows name it, and of the clip that its name would be of. Others than ours may lie here.
+
+    Raises:
+        OutputError: one cannot be removed.
+    """
+    count = 0
+    for folder, ending in KINDS.items():
+        for path in sorted((out / folder).glob(f"*{ending}")):
+            clip = path.name.lstrip(".").partition(".")[0]  # of a file, too, that its writer did not finish
+            if path.is_file() and goes(f"{folder}/{path.name}", clip):
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise OutputError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
+                count += 1
+    return count
 
 
 def _write_clip(item: Item, path: Path) -> None:

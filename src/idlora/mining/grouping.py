@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from idlora.mining.likeness import Likeness, means_of
-from idlora.mining.neighbours import nearest
+from idlora.mining.neighbours import Neighbours, index_of, of_others, searched
 from idlora.mining.settings import SpeakerRules
 from idlora.mining.tables import Row
 from idlora.mining.thresholds import Bars, Law, bars_of
 
 Floats = NDArray[np.float64]
 Classes = NDArray[np.int64]
+Truths = NDArray[np.bool_]
 
 GROUPS = {"clip": "text", "file": "text", "voice": "text", "speaker": "text"}
 LINKS = {
@@ -27,6 +29,13 @@ LINKS = {
 
 _MORE = 16  # neighbours that are looked at for doubts alone
 _ROUNDS = 2  # of learning again from what was linked
+_JOININGS = 10  # rounds of joining at the most, each with neighbours that are not joined yet
+_ASKED = 5000  # voices, drawn, whose neighbours tell how many strangers there are
+_WIDEST = 2048  # neighbours of each of them at the most
+_ENTRIES = 10_000_000  # neighbours of all voices that are kept at the most, where more than usual are needed
+_COMPARED = 64  # members of a group, evenly spread, that are compared with those of another at the most
+_BLOCK = 2000  # voices of a label that are compared all with all at the most
+_SEED = 1
 # How much likelier one speaker than two are a file's tracks that are one voice: some guests are like their hosts.
 _SURE = float(np.log(100))
 
@@ -121,25 +130,64 @@ def merged(heard: Heard, likeness: Likeness) -> Classes:
         files.setdefault(file, []).append(track)
     voice_of = np.arange(len(means))
     for own in files.values():
-        scores = likeness.scores(means[own])
-        sets = [[place] for place in range(len(own))]
-        while (best := _closest(sets, scores)) is not None:
-            sets[best[0]] += sets.pop(best[1])
-        for each in sets:
-            voice_of[[own[place] for place in each]] = min(own[place] for place in each)
+        sets = _sets(likeness.scores(means[own]), _SURE, "complete")
+        for number in np.unique(sets):
+            inside = np.flatnonzero(sets == number)
+            voice_of[[own[place] for place in inside]] = min(own[place] for place in inside)
     _, numbers = np.unique(voice_of[heard.tracks], return_inverse=True)
     return np.asarray(numbers, np.int64)
 
 
-def _closest(sets: list[list[int]], scores: Floats) -> tuple[int, int] | None:
-    """The two sets whose least likely members are likeliest one speaker; None if no two are."""
-    best, found = _SURE, None
-    for first in range(len(sets)):
-        for second in range(first + 1, len(sets)):
-            least = float(scores[np.ix_(sets[first], sets[second])].min())
-            if least > best:
-                best, found = least, (first, second)
-    return found
+def _sets(scores: Floats, least: float, method: str) -> Classes:
+    """The set (N,) of each of some voices: the likeliest are joined first, as long as two sets score above `least`.
+
+    Args:
+        scores: (N, N).
+        least: of two sets.
+        method: `complete`, the score of two sets is that of their least likely members, or `average`, it is the mean.
+    """
+    rows, columns = np.triu_indices(len(scores), 1)
+    values = scores[rows, columns]
+    if not len(values) or values.max() <= least:
+        return np.arange(len(scores))
+    top = values.max()
+    sets = fcluster(linkage(top - values, method), np.nextafter(top - least, -np.inf), "distance")
+    return np.asarray(sets, np.int64)
+
+
+def labelled(labels: Sequence[str], files: Classes, likeness: Likeness, means: Floats) -> Classes:
+    """The group (V,) of every voice by labels alone: voices of one label, unless they speak against it.
+
+    A label says who should be heard in a file, and a guest may be heard there too. So voices of a label are joined,
+    the likeliest first, as long as their members are in the mean likelier one speaker than two.
+    """
+    groups = np.arange(len(labels))
+    own: dict[str, list[int]] = {}
+    for voice, label in enumerate(labels):
+        if label:
+            own.setdefault(label, []).append(voice)
+    for voices in own.values():
+        inside = np.array(voices)
+        sets = _sets_of_label(likeness, means[inside], files[inside])
+        firsts = np.unique(sets, return_index=True, return_inverse=True)
+        groups[inside] = inside[firsts[1]][firsts[2]]
+    return groups
+
+
+def _sets_of_label(likeness: Likeness, means: Floats, files: Classes) -> Classes:
+    """The set (N,) of every voice of one label; of very many those of a block first, then the blocks' sets."""
+    if len(means) <= _BLOCK:
+        scores = likeness.scores(means)
+        # Two voices of one file were found to be two: others must speak for it that they are one after all.
+        return _sets(np.where(files[:, None] == files, np.minimum(scores, 0.0), scores), 0.0, "average")
+    sets, count = np.zeros(len(means), np.int64), 0
+    for start in range(0, len(means), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        sets[block] = np.unique(_sets_of_label(likeness, means[block], files[block]), return_inverse=True)[1] + count
+        count = int(sets[block].max()) + 1
+    if count > len(means) // 2:  # hardly anybody is like another: further rounds would not end
+        return sets
+    return _sets_of_label(likeness, means_of(means, sets), np.arange(count))[sets]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,65 +197,98 @@ class _Links:
     pairs: Classes
     scores: Floats
     strangers: Floats
-    mutual: NDArray[np.bool_]
+    mutual: Truths
     bars: Bars
 
 
 def _linked(heard: Heard, voices: Classes, likeness: Likeness, rules: SpeakerRules) -> tuple[_Links, Classes]:
     """The neighbours of every voice with their scores, and the group (V,) of every voice."""
     firsts = np.unique(voices, return_index=True)[1]
-    recordings, files, labels = ([told[at] for at in firsts] for told in (heard.recordings, heard.files, heard.labels))
-    _, apart = np.unique(recordings, return_inverse=True)
+    labels = [heard.labels[at] for at in firsts]
+    recordings, files = (
+        np.asarray(np.unique([told[at] for at in firsts], return_inverse=True)[1], np.int64)
+        for told in (heard.recordings, heard.files)
+    )
     means = means_of(heard.vectors, voices)
     points, copies = likeness.points(means), likeness.points(means_of(heard.copies[:, 0], voices))
-    distances, places = _of_others(*nearest(points, points, min(len(points), 2 * rules.neighbours + _MORE)), apart)
-    pairs, lengths, mutual = _mutual(distances, places, rules.neighbours)
-    law = Law.of(lengths, len(points))
-    allowed = np.array([_may_be_one(labels[a], labels[b], files[a] == files[b]) for a, b in pairs], bool)
-    pairs, lengths, mutual = pairs[allowed], lengths[allowed], mutual[allowed]
-    strangers = law.strangers(lengths)
-    bars = bars_of(
-        strangers[mutual], law.strangers(np.linalg.norm(points - copies, axis=1)), len(points), rules.false_links
-    )
-    known = np.array([bool(labels[a]) and labels[a] == labels[b] for a, b in pairs], bool)
-    queries, keys = likeness.keys(means)
-    scores = np.einsum("nd,nd->n", queries[pairs[:, 0]], keys[pairs[:, 1]])
-    # A label says who should be heard; the voice need only not speak against it.
-    good = mutual & np.where(known, scores > 0, strangers <= bars.linked)
-    links = _Links(pairs, scores, strangers, mutual, bars)
+    least = 2 * rules.neighbours + _MORE
+    near, law = _neighbours(points, recordings, np.linalg.norm(points - copies, axis=1), least)
+    pairs, groups = near.pairs, labelled(labels, files, likeness, means)
+    strangers = law.strangers(near.lengths)
+    possible = _may_be_one(labels, files, pairs)
+    allowed = possible & (groups[pairs[:, 0]] != groups[pairs[:, 1]])  # what is known is neither counted nor linked
+    told = law.strangers(np.linalg.norm(points - copies, axis=1))
 
     def unlike(first: list[int], second: list[int]) -> float:
         """Mean logarithm of the strangers expected nearer than the members of two groups are."""
-        across = np.linalg.norm(points[first][:, None] - points[second], axis=-1)
+        across = np.linalg.norm(points[_some(first)][:, None] - points[_some(second)], axis=-1)
         return float(np.log(law.strangers(across)).mean())
 
-    most = np.where(known[good], np.inf, np.log(max(bars.doubtful, 1e-300)))
-    return links, joined(len(points), pairs[good], np.where(known, -np.inf, strangers)[good], Unlike(unlike, most))
+    mutual = np.zeros(len(pairs), bool)
+    for _ in range(_JOININGS):
+        # Whoever is joined already makes room for the next: else the nearest of a speaker who is in many recordings
+        # would be one another's alone, and never reach the rest.
+        mutual |= near.mutual(groups, rules.neighbours)
+        bars = bars_of(strangers[mutual & allowed], told, len(points), rules.false_links)
+        good = mutual & allowed & (strangers <= bars.linked)
+        most = np.full(int(good.sum()), np.log(max(bars.doubtful, 1e-300)))
+        before, groups = groups, joined(groups, pairs[good], strangers[good], Unlike(unlike, most), labels)
+        if np.array_equal(before, groups):
+            break
+    queries, keys = likeness.keys(means)
+    scores = np.einsum("nd,nd->n", queries[pairs[:, 0]], keys[pairs[:, 1]])
+    shown = near.nearest(least) | (strangers <= bars.doubtful) & (groups[pairs[:, 0]] != groups[pairs[:, 1]])
+    shown &= possible
+    mutual |= near.mutual(np.arange(len(points)), rules.neighbours)
+    return _Links(pairs[shown], scores[shown], strangers[shown], mutual[shown], bars), groups
 
 
-def _may_be_one(first: str, second: str, one_file: bool) -> bool:
-    """Voices of one file were compared already; two labels are two speakers."""
-    return not one_file and not (first and second and first != second)
+def _some(members: Sequence[int]) -> Sequence[int]:
+    """Of very many members some, evenly spread."""
+    if len(members) <= _COMPARED:
+        return members
+    return [members[place] for place in np.linspace(0, len(members) - 1, _COMPARED).astype(int)]
 
 
-def _of_others(distances: Floats, places: Classes, apart: Classes) -> tuple[Floats, Classes]:
-    """Neighbours (V, K) without the voice itself and others of its recording, nearest first; inf and -1 at the end."""
-    own = (places < 0) | (apart[np.maximum(places, 0)] == apart[:, None])
-    distances, places = np.where(own, np.inf, distances), np.where(own, -1, places)
-    order = np.argsort(distances, axis=1, kind="stable")
-    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(places, order, axis=1)
+def _neighbours(points: Floats, recordings: Classes, copies: Floats, count: int) -> tuple[Neighbours, Law]:
+    """The neighbours of every voice in other recordings, and the law of strangers.
+
+    Where speakers are in so many recordings that the neighbours show no strangers, more of them are asked for, of so
+    many voices as fit. What lies nearer than a voice lies to its own copies (V,) does not tell the law: there may be
+    nobody else.
+    """
+    size, typical = len(points), float(np.median(copies))
+    index, everyone = index_of(points), np.arange(size)
+    asked = everyone
+    if size > _ASKED:
+        asked = np.sort(np.random.default_rng(_SEED).choice(size, _ASKED, replace=False))
+
+    def asked_for(voices: Classes, many: int) -> Neighbours:
+        return Neighbours(*of_others(*searched(index, points[voices], min(size, many)), voices, recordings))
+
+    near = told = asked_for(everyone, count)
+    if size > _ASKED:
+        told = Neighbours(near.distances[asked], near.places[asked])
+    many = count
+    while True:
+        lengths = told.lengths if size <= _ASKED else told.distances.ravel()  # each pair once, or from one side
+        law = replace(Law.of(lengths, size if size <= _ASKED else 2 * _ASKED, typical), others=size - 1)
+        if law.settled or many >= min(size, _WIDEST):
+            break
+        many *= 2
+        told = asked_for(asked, many)
+    fitting = min(many, _ENTRIES // size)
+    if size <= _ASKED:
+        return told, law
+    return (asked_for(everyone, fitting) if fitting > count else near), law
 
 
-def _mutual(distances: Floats, places: Classes, count: int) -> tuple[Classes, Floats, NDArray[np.bool_]]:
-    """Each pair (L, 2) of neighbours once, the smaller number first; its distance, whether both are of the nearest."""
-    near: list[dict[int, tuple[float, int]]] = []
-    for own, lengths in zip(places.tolist(), distances.tolist(), strict=True):
-        ranked = enumerate(zip(own, lengths, strict=True))
-        near.append({other: (length, rank) for rank, (other, length) in ranked if other >= 0})
-    pairs = sorted({(min(a, b), max(a, b)) for a, own in enumerate(near) for b in own})
-    values = [(near[a].get(b) or near[b][a])[0] for a, b in pairs]
-    mutual = [b in near[a] and a in near[b] and max(near[a][b][1], near[b][a][1]) < count for a, b in pairs]
-    return np.array(pairs, np.int64).reshape(-1, 2), np.array(values, np.float64), np.array(mutual, bool)
+def _may_be_one(labels: Sequence[str], files: Classes, pairs: Classes) -> Truths:
+    """Which pairs (L, 2) may be linked: voices of one file were compared already, and two labels are two speakers."""
+    _, names = np.unique(["", *labels], return_inverse=True)  # 0 = nobody has said
+    first, second = names[1:][pairs[:, 0]], names[1:][pairs[:, 1]]
+    one_file = files[pairs[:, 0]] == files[pairs[:, 1]]
+    return np.asarray(~one_file & ((first == 0) | (second == 0) | (first == second)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,25 +304,37 @@ class Unlike:
     most: Floats
 
 
-def joined(count: int, pairs: Classes, ranks: Floats, unlike: Unlike) -> Classes:
+def joined(groups: Classes, pairs: Classes, ranks: Floats, unlike: Unlike, labels: Sequence[str] = ()) -> Classes:
     """The group (V,) of every voice: the best links first, and none that joins what is unlike on the whole.
 
-    One wrong link must not make one speaker of two, so the members of both groups are compared, all with all.
+    One wrong link must not make one speaker of two, so the members of both groups are compared, all with all. Nor are
+    two labels ever one speaker, whoever is like both.
 
     Args:
-        count: of voices.
+        groups: what is joined already: of each voice (V,) the smallest number in its group.
         pairs: links (L, 2).
         ranks: (L,) of each link, the best the smallest.
         unlike: what is not joined.
+        labels: of the voices; empty where nobody has said.
     """
-    groups = np.arange(count)
-    members = {voice: [voice] for voice in range(count)}
+    groups = groups.copy()
+    members: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for voice, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(voice)
+        if labels and labels[voice]:
+            names[group] = labels[voice]
     for place in np.argsort(ranks, kind="stable"):
         first, second = sorted(int(groups[voice]) for voice in pairs[place])
-        if first == second or unlike.between(members[first], members[second]) > unlike.most[place]:
+        name, other = names.get(first), names.get(second)
+        if first == second or (name and other and name != other):
+            continue
+        if unlike.between(members[first], members[second]) > unlike.most[place]:
             continue
         members[first] = sorted(members[first] + members.pop(second))
         groups[members[first]] = first
+        if other:
+            names[first] = other
     return groups
 
 
@@ -278,12 +371,20 @@ def _link_rows(heard: Heard, voices: Classes, links: _Links, groups: Classes) ->
     return rows
 
 
-def doubts_of(links: Sequence[Row], speakers: Mapping[str, str]) -> dict[str, set[str]]:
-    """Of each speaker those who may be the same, by links above the lower threshold."""
+def doubts_of(links: Sequence[Row], speakers: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """Of each speaker those who may be the same, by links above the lower threshold.
+
+    Args:
+        links: rows of `LINKS`.
+        speakers: of every voice, by its name.
+    """
     found: dict[str, set[str]] = {}
     for row in links:
-        first, second = speakers.get(row["first"]), speakers.get(row["second"])
-        if row["doubt"] and first and second and first != second:
-            found.setdefault(first, set()).add(second)
-            found.setdefault(second, set()).add(first)
+        if not row["doubt"]:
+            continue
+        for first in speakers.get(row["first"], ()):
+            for second in speakers.get(row["second"], ()):
+                if first != second:
+                    found.setdefault(first, set()).add(second)
+                    found.setdefault(second, set()).add(first)
     return found

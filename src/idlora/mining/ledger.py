@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,44 @@ class Ledger:
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}; free space or choose another") from error
 
+    def entries(self) -> tuple[tuple[str, Entry], ...]:
+        """Keys and entries, those that were put last at the end."""
+        return tuple(self._entries.items())
+
     def keep(self, wanted: Callable[[Entry], bool]) -> int:
         """Forget the entries that are not wanted; returns how many there were."""
-        kept = {key: entry for key, entry in self._entries.items() if wanted(entry)}
-        gone = len(self._entries) - len(kept)
-        if gone:
-            self._entries = kept
+        return self.change(lambda entry: entry if wanted(entry) else None)
+
+    def change(self, made: Callable[[Entry], Entry | None]) -> int:
+        """Make other entries of them, or none; returns how many are others or gone."""
+        changed = {key: made(entry) for key, entry in self._entries.items()}
+        count = sum(changed[key] != entry for key, entry in self._entries.items())
+        if count:
+            self._entries = {key: entry for key, entry in changed.items() if entry is not None}
             self._write()
-        return gone
+        return count
+
+    def forget(self, keys: Collection[str]) -> int:
+        """Forget the entries of some keys; returns how many there were."""
+        known = self._entries.keys() & set(keys)
+        if known:
+            self._entries = {key: entry for key, entry in self._entries.items() if key not in known}
+            self._write()
+        return len(known)
 
     def _write(self) -> None:
         write_text(self.path, "".join(_line(key, entry) for key, entry in self._entries.items()))
+
+
+def is_ledger(path: Path) -> bool:
+    """Whether a file is one of these: its first line is an entry. Others' files may lie beside them."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return _entry(stream.readline()) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _line(key: str, entry: Entry) -> str:

@@ -4,23 +4,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from idlora.files import write_text
-from idlora.mining.chain import one_by
 from idlora.mining.pairing import OTHER
 from idlora.mining.tables import Row, Table
 
 NAME = "manifest.jsonl"
+REPORT = "report.html"
 EASY, HARD = "easy", "hard"
 
 
 def lines_of(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     """One object a pair whose files were all written, in the order of the table of pairs."""
-    media, captions = one_by(tables["media"].rows, "clip"), one_by(tables["captions"].rows, "clip")
-    splits, files = one_by(tables["splits"].rows, "clip"), one_by(tables["files"].rows, "file")
+    media, captions, splits = (
+        {row["clip"]: row for row in tables[name].rows} for name in ("media", "captions", "splits")
+    )
+    files = {row["file"]: row for row in tables["files"].rows}
     found = []
     for pair in tables["pairs"].rows:
         clip, reference = media.get(pair["clip"]), media.get(pair["reference"])
@@ -65,3 +67,47 @@ def write_manifests(out: Path, lines: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, lines: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of `manifest.jsonl`; none where there is no such file."""
+    path = out / NAME
+    return [json.loads(line) for line in _split(path)] if path.is_file() else []
+
+
+def without_clips(out: Path, goes: Callable[[str], bool]) -> int:
+    """Rewrite the manifests of a folder without lines of some clips; returns how many went.
+
+    Args:
+        out: folder of `idlora pairs`; lines of all `*.jsonl` in it are looked at, since people part manifests.
+        goes: told of a clip.
+
+    Raises:
+        OutputError: a manifest cannot be rewritten.
+    """
+    count = 0
+    for path in sorted(out.glob("*.jsonl")):
+        lines = _split(path)
+        kept = [line for line in lines if not any(goes(clip) for clip in _clips_of(line))]
+        if len(kept) < len(lines):
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        count += len(lines) - len(kept)
+    return count
+
+
+def _split(path: Path) -> list[str]:
+    """The lines of a file, parted where lines of JSON are: texts in them may hold other ends of lines."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _clips_of(line: str) -> set[str]:
+    """The clips that a line is made of; none of what is no line of a manifest."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return set()
+    return (
+        {Path(str(told[key])).stem for key in ("video", "reference") if key in told}
+        if isinstance(told, dict)
+        else set()
+    )

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from idlora.data.processes import survived
-from idlora.errors import IDLoraError, SettingsError, WeightsError
+from idlora.errors import Cancelled, DeviceMemoryError, IDLoraError, OutputError, SettingsError, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,13 @@ Done = Iterator[tuple[int, Outcome]]  # the place of an item, and what came of i
 FAULT = "fault"
 """Key of an outcome that says why there is none."""
 
+AGAIN = "again"
+"""Key of an outcome beside its fault: the machine, not the item, may be to blame, so the next run tries again."""
+
 DIED = "the process that worked on it died, twice"
+
+_WHOLE = (SettingsError, WeightsError, OutputError)
+"""Faults of a whole stage: every other item would meet them too."""
 
 
 def mapped(work: Work, items: Sequence[Item], workers: int = 1, *, ray: bool = False) -> Done:
@@ -43,6 +49,7 @@ def mapped(work: Work, items: Sequence[Item], workers: int = 1, *, ray: bool = F
     Raises:
         SettingsError: Ray is not installed, or the work itself cannot be done here.
         WeightsError: the weights that the work needs cannot be used.
+        OutputError: what the work makes cannot be written.
     """
     if ray:
         yield from _by_ray(work, items, workers)
@@ -57,13 +64,32 @@ def attempted(work: Work, item: Item) -> Outcome:
     """The outcome of one item; its fault where it has one."""
     try:
         return work(item)
-    except (SettingsError, WeightsError):
-        raise  # of the whole stage: every other item would meet it too
-    except IDLoraError as error:
-        return {FAULT: " ".join(str(error).split())[:300]}
-    except (ValueError, OSError, ArithmeticError, LookupError) as error:  # of a codec or library, on this file
-        logger.warning("an item failed", exc_info=True)
-        return {FAULT: f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    except (*_WHOLE, Cancelled):
+        raise
+    except ImportError as error:
+        raise SettingsError(f"a package cannot be used here ({error}); pip install 'idlora[mining]'") from error
+    except Exception as error:  # of a codec or library, on this file; the others are done all the same
+        told = " ".join(str(error).split())[:300]
+        if not isinstance(error, IDLoraError):
+            logger.warning("an item failed", exc_info=True)
+            told = f"{type(error).__name__}: {told}"
+        of_item = isinstance(error, (IDLoraError, ValueError, ArithmeticError, LookupError))
+        return {FAULT: told} if of_item and not _of_machine(error) else {FAULT: told, AGAIN: True}
+
+
+def passing(outcome: Outcome) -> bool:
+    """Whether an outcome is a fault that another run may not meet."""
+    return AGAIN in outcome or outcome.get(FAULT) == DIED
+
+
+def _of_machine(error: BaseException | None) -> bool:
+    """Whether memory, or the system's files, are at the bottom of an error; what FFmpeg says is of the file."""
+    while error is not None:
+        by_system = isinstance(error, OSError) and not type(error).__module__.startswith("av.")
+        if by_system or isinstance(error, (MemoryError, DeviceMemoryError)):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def _by_processes(work: Work, items: Sequence[Item], workers: int) -> Done:
@@ -88,7 +114,7 @@ def cluster(workers: int, *, ray: bool) -> Iterator[Any]:
         raise SettingsError("--ray needs Ray Data: pip install 'idlora[ray,mining]', or leave it out") from error
     started = not module.is_initialized()
     if started:
-        module.init(num_cpus=workers, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        _joined(module, workers)
     try:
         yield module
     finally:
@@ -96,28 +122,57 @@ def cluster(workers: int, *, ray: bool) -> Iterator[Any]:
             module.shutdown()
 
 
+def _joined(ray: Any, workers: int) -> None:
+    quiet = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
+    try:
+        ray.init(num_cpus=workers, **quiet)
+    except ValueError:  # a cluster is there, which has processors of its own
+        try:
+            ray.init(**quiet)
+        except (ValueError, ConnectionError, RuntimeError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise SettingsError(
+                f"no Ray cluster can be joined ({told}); see RAY_ADDRESS, or leave --ray out"
+            ) from error
+
+
 def _by_ray(work: Work, items: Sequence[Item], workers: int) -> Done:
-    """A task of Ray an item; Ray does it again if its process or machine dies."""
+    """All at once; then an item a task what was left by workers that died, each twice before it is given up."""
+    left = dict(enumerate(items))
     with cluster(workers, ray=True) as ray:
-        if items:
-            yield from _on_cluster(ray, work, items, workers)
+        for blocks, retries in ((4 * workers, 0), (len(items), 1)):
+            for place, outcome in _on_cluster(ray, partial(_row_of, work), dict(left), (workers, blocks, retries)):
+                if left.pop(place, None) is not None:
+                    yield place, outcome
+    for place in left:
+        yield place, {FAULT: DIED}
 
 
-def _on_cluster(ray: Any, work: Work, items: Sequence[Item], workers: int) -> Done:
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = [{"place": place, "item": json.dumps(item)} for place, item in enumerate(items)]
-    blocks = min(len(rows), max(1, 4 * workers))
-    dataset = ray.data.from_items(rows, override_num_blocks=blocks)
-    for row in dataset.map(partial(_row_of, work), concurrency=workers).iter_rows():
-        outcome = json.loads(row["outcome"])
-        if FAULT in outcome and outcome.get("whole"):
-            raise SettingsError(outcome[FAULT])
-        yield int(row["place"]), outcome
+def _on_cluster(ray: Any, work: Any, items: dict[int, Item], how: tuple[int, int, int]) -> Done:
+    """Outcomes of items of which no worker dies; `how` is workers, blocks, and retries of a block."""
+    if not items:
+        return
+    workers, blocks, retries = how
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.max_errored_blocks
+    # By default Ray tries for ever, and one block that is given up ends all.
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    try:
+        rows = [{"place": place, "item": json.dumps(item)} for place, item in items.items()]
+        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), max(1, blocks)))
+        for row in dataset.map(work, concurrency=workers, max_retries=retries).iter_rows():
+            outcome = json.loads(row["outcome"])
+            if whole := outcome.get("whole"):
+                raise next(kind for kind in _WHOLE if kind.__name__ == whole)(outcome[FAULT])
+            yield int(row["place"]), outcome
+    finally:
+        context.enable_progress_bars, context.max_errored_blocks = before
 
 
 def _row_of(work: Work, row: dict[str, Any]) -> dict[str, Any]:
     try:
         outcome = attempted(work, json.loads(row["item"]))
-    except (SettingsError, WeightsError) as error:  # told here: Ray would do it again and again
-        outcome = {FAULT: str(error), "whole": True}
+    except _WHOLE as error:  # told here: Ray would take it for the block's
+        kind = next(each for each in _WHOLE if isinstance(error, each))
+        outcome = {FAULT: str(error), "whole": kind.__name__}
     return {"place": row["place"], "outcome": json.dumps(outcome)}

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,15 @@ COLUMNS = {
 }  # fmt: skip
 
 
+_POOL = 64  # references, of all of a speaker's recordings alike, among which those of a clip are looked for
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A clip that may be paired: where it is from, what is said in and around it, how it sounds."""
+    """A clip that may be paired: where it is from, what is said in and around it, how it sounds.
+
+    Spans are in seconds of its video; `video` is a digest of that, since several files may be parts of one.
+    """
 
     clip: str
     file: str
@@ -35,13 +42,14 @@ class Candidate:
     span: tuple[float, float]
     reference_span: tuple[float, float]
     acoustics: Acoustics
+    video: str = ""
 
 
 def candidates(
     clips: Sequence[Row], quality: Mapping[str, Row], words: Mapping[str, Row], speakers: Mapping[str, str],
-    recordings: Mapping[str, str],
+    files: Mapping[str, Row],
 ) -> list[Candidate]:  # fmt: skip
-    """Clips of known speakers whose words are known, from the tables by clip."""
+    """Clips of known speakers whose words are known, from the tables by clip, and that of files by file."""
     found = []
     for row in clips:
         name = row["clip"]
@@ -54,13 +62,14 @@ def candidates(
             Candidate(
                 clip=name,
                 file=row["file"],
-                recording=recordings[row["file"]],
+                recording=files[row["file"]]["recording"],
                 speaker=speakers[name],
                 words=frozenset(told["text"].split()),
                 reference_words=frozenset(told["reference_text"].split()),
                 span=(row["start"], row["end"]),
                 reference_span=(row["reference_start"], row["reference_end"]),
                 acoustics=sound,
+                video=files[row["file"]]["sha256"],
             )
         )
     return found
@@ -83,15 +92,17 @@ def pairs_of(
 
     A clip is a target once at most. References of other recordings come first; those of its own are taken where the
     speaker has no other, and are marked. Clips of speakers who are `tested` are paired a second time with a reference
-    of their own recording, where there is one: the easy test beside the hard one.
+    of their own recording, where there is one: the easy test beside the hard one. Of a speaker with very many clips a
+    part are looked through for references, so that the work grows with the clips and not with their square.
     """
     options: dict[str, list[_Option]] = {}
     gone: list[Row] = []
     speakers: dict[str, list[Candidate]] = {}
     for clip in all_clips:
         speakers.setdefault(clip.speaker, []).append(clip)
+    pools = {speaker: _pool(own) for speaker, own in speakers.items()}
     for clip in all_clips:
-        possible, reason = _options(clip, speakers[clip.speaker], rules)
+        possible, reason = _options(clip, speakers[clip.speaker], pools[clip.speaker], rules)
         if reason:
             gone.append(dropped(clip.clip, clip.file, reason, span=clip.span))
         else:
@@ -111,26 +122,53 @@ def pairs_of(
     return rows, gone
 
 
-def _options(clip: Candidate, others: Sequence[Candidate], rules: PairRules) -> tuple[list[_Option], str]:
-    elsewhere = [(other, OTHER) for other in others if other.recording != clip.recording]
-    pool = elsewhere or ([(other, SAME) for other in _of_its_own(clip, others)] if rules.same_recording else [])
-    if not pool:
-        return [], ALONE
-    fitting = [(other, how) for other, how in pool if rules.share_words or not clip.words & other.reference_words]
-    if not fitting:
-        return [], WORDS
-    return [_Option(clip, other, how, clip.acoustics.distance(other.acoustics)) for other, how in fitting], ""
+def _pool(clips: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Of very many clips some, drawn by their names, from each recording in turn."""
+    if len(clips) <= _POOL:
+        return clips
+    drawn: dict[str, list[Candidate]] = {}
+    for clip in sorted(clips, key=lambda each: hashlib.sha256(each.clip.encode()).hexdigest()):
+        drawn.setdefault(clip.recording, []).append(clip)
+    turns = (clip for turn in zip_longest(*drawn.values()) for clip in turn if clip is not None)
+    return list(islice(turns, _POOL))
 
 
-def _of_its_own(clip: Candidate, others: Sequence[Candidate]) -> list[Candidate]:
+def _options(
+    clip: Candidate, others: Sequence[Candidate], pool: Sequence[Candidate], rules: PairRules
+) -> tuple[list[_Option], str]:
+    """What a clip may be paired with, of a pool of the speaker's clips, else of all; and why there is nothing."""
+    reason = ALONE
+    for some in (pool, others):
+        near = [(other, OTHER) for other in some if other.recording != clip.recording and _other_seconds(clip, other)]
+        if not near and rules.same_recording and all(other.recording == clip.recording for other in others):
+            near = [(other, SAME) for other in _of_its_own(clip, some)]
+        fitting = list(islice(((other, how) for other, how in near if _fit(clip, other, rules)), _POOL))
+        if fitting:
+            return [_Option(clip, other, how, clip.acoustics.distance(other.acoustics)) for other, how in fitting], ""
+        reason = WORDS if near else reason
+        if len(some) == len(others):
+            break
+    return [], reason
+
+
+def _fit(clip: Candidate, reference: Candidate, rules: PairRules) -> bool:
+    return rules.share_words or clip.words.isdisjoint(reference.reference_words)
+
+
+def _of_its_own(clip: Candidate, others: Iterable[Candidate]) -> list[Candidate]:
     """References of the clip's own recording that do not overlap with it."""
     here = [other for other in others if other.recording == clip.recording and other.clip != clip.clip]
-    return [other for other in here if other.file != clip.file or _apart(clip.span, other.reference_span)]
+    return [other for other in here if _other_seconds(clip, other)]
+
+
+def _other_seconds(clip: Candidate, reference: Candidate) -> bool:
+    """Whether a reference is of other seconds: files that are parts of one video share its clock."""
+    one_video = (clip.video or clip.file) == (reference.video or reference.file)
+    return not one_video or _apart(clip.span, reference.reference_span)
 
 
 def _easy(clip: Candidate, others: Sequence[Candidate], rules: PairRules) -> _Option | None:
-    own = _of_its_own(clip, others)
-    fitting = [other for other in own if rules.share_words or not clip.words & other.reference_words]
+    fitting = [other for other in _of_its_own(clip, others) if _fit(clip, other, rules)]
     options = [_Option(clip, other, SAME, clip.acoustics.distance(other.acoustics)) for other in fitting]
     return min(options, key=_lot, default=None)
 
@@ -149,20 +187,28 @@ def _spread(
     options: Mapping[str, list[_Option]], edges: NDArray[np.float64], rules: PairRules
 ) -> list[tuple[_Option, int]]:
     """One option a clip, each time of the bin that has the fewest pairs so far; ties by a digest of the names."""
-    counts: dict[int, int] = {}
+    by_bin: dict[int, list[tuple[str, _Option]]] = {}
+    for each in options.values():
+        for option in each:
+            by_bin.setdefault(_bin(option, edges), []).append((_lot(option), option))
+    for drawn in by_bin.values():
+        drawn.sort(key=lambda lot: lot[0], reverse=True)  # the next one stands last
+    counts = dict.fromkeys(by_bin, 0)
     chosen: list[tuple[_Option, int]] = []
-    left = dict(options)
-    while left and len(chosen) < rules.per_speaker:
-        ranked = [
-            (counts.get(place, 0), _lot(option), option, place)
-            for each in left.values()
-            for option in each
-            for place in (_bin(option, edges),)
-        ]
-        _, _, option, place = min(ranked, key=lambda rank: rank[:2])
-        counts[place] = counts.get(place, 0) + 1
+    taken: set[str] = set()
+    while len(chosen) < rules.per_speaker:
+        for place, drawn in list(by_bin.items()):
+            while drawn and drawn[-1][1].clip.clip in taken:
+                drawn.pop()
+            if not drawn:
+                del by_bin[place]
+        if not by_bin:
+            break
+        place = min(by_bin, key=lambda each: (counts[each], by_bin[each][-1][0]))
+        _, option = by_bin[place].pop()
+        counts[place] += 1
         chosen.append((option, place))
-        del left[option.clip.clip]
+        taken.add(option.clip.clip)
     return sorted(chosen, key=lambda each: each[0].clip.clip)
 
 

@@ -29,10 +29,13 @@ RATE = 16_000
 COLUMNS = {
     "clip": "text", "file": "text", "snr": "number", "clipped": "number", "music": "number", "voiced": "number",
     "hertz": "number", "spread": "number", "sharp": "number", "black": "number", "jump": "number",
-    "loudness": "number", "contrast": "number", "rt60": "number", "spectrum": "numbers",
+    "loudness": "number", "contrast": "number", "rt60": "number", "spectrum": "numbers", "low": "number",
+    "high": "number",
 }  # fmt: skip
 
 _BAND = (400.0, 6000.0)  # Hz
+_LOW, _HIGH = 250.0, 2000.0  # Hz, below and above which noise is low and high
+_LEAST_FRAMES = 8  # of 32 ms, of pauses that noise can be told from
 _SIDE = 320  # pixels
 _FAINTEST = 1e-5
 _DARK = 20  # of 255: a black bar is darker
@@ -68,6 +71,7 @@ def measures(path: str, clip: dict[str, Any], sample_rate: int, frame_rate: floa
     sound = read_mono(path, RATE, start, end)
     pitch, acoustics = pitch_of(sound), Acoustics.of(sound)
     spans = [(low - start, high - start) for low, high in clip["speech"]]
+    noise = background(sound, spans)
     return {
         "snr": snr(sound, spans),
         "clipped": clipped_share(raw),
@@ -82,6 +86,8 @@ def measures(path: str, clip: dict[str, Any], sample_rate: int, frame_rate: floa
         "contrast": acoustics.snr,
         "rt60": acoustics.rt60,
         "spectrum": [float(np.float32(value)) for value in acoustics.spectrum],
+        "low": noise[0] if noise else None,
+        "high": noise[1] if noise else None,
     }
 
 
@@ -119,6 +125,28 @@ def snr(sound: NDArray[np.float32], spans: Sequence[tuple[float, float]]) -> flo
         frames = power[: len(power) // 320 * 320].reshape(-1, 320).mean(axis=1)
         speech, rest = np.percentile(frames, 90), np.percentile(frames, 10)
     return float(min(60.0, 10 * np.log10(max(speech, _FAINTEST**2) / max(rest, _FAINTEST**2))))
+
+
+def background(sound: NDArray[np.float32], spans: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Shares of the power in the pauses of a sound (N,) at 16 kHz below 250 Hz and above 2 kHz; None without pauses.
+
+    Args:
+        sound: of a clip.
+        spans: seconds of it in which somebody speaks.
+    """
+    size = 512
+    said = np.zeros(len(sound), bool)
+    for low, high in spans:
+        said[max(0, round(low * RATE)) : max(0, round(high * RATE))] = True
+    count = len(sound) // size
+    frames = sound[: count * size].reshape(count, size).astype(np.float64)
+    frames = frames[~said[: count * size].reshape(count, size).any(axis=1)]
+    if len(frames) < _LEAST_FRAMES:
+        return None
+    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(size), axis=1))).mean(axis=0)[1:]
+    hertz = np.fft.rfftfreq(size, 1 / RATE)[1:]
+    whole = max(float(power.sum()), 1e-12)
+    return float(power[hertz < _LOW].sum()) / whole, float(power[hertz > _HIGH].sum()) / whole
 
 
 def music(sound: NDArray[np.float32]) -> float:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from idlora.mining.figures import figures
 from idlora.mining.run import Mined
 from idlora.mining.tables import Row, Table, read_table
 
-NAME = "report.html"
+NAME = manifest.REPORT
 _SAMPLE_SECONDS = 3.0
 _SAMPLE_SIDE = 160  # pixels
 _SAMPLE_RATE, _SOUND_RATE = 12.5, 16_000
@@ -39,13 +39,16 @@ _WHAT = {
     "clips": "clips of the training length",
     "quality": "clips good enough",
     "voices": "clips with a voice that can be told",
-    "words": "clips with words",
     "speakers": "clips of a speaker",
+    "pairable": "clips of a speaker who is heard in several recordings",
+    "words": "clips with words",
     "splits": "clips in a split",
     "pairs": "pairs",
     "media": "clips and references written",
     "captions": "captions",
 }
+
+_NEWER = {"pairable"}  # than folders that were mined before there was such a table
 
 
 def write_report(out: Path, mined: Mined, samples: int = 3) -> Path:
@@ -72,7 +75,9 @@ def write_report(out: Path, mined: Mined, samples: int = 3) -> Path:
 
 
 def refreshed(out: Path) -> Path | None:
-    """The report written anew from what the folder holds; None where there was none.
+    """The report written anew from what the folder holds; None where there was none, or where tables are lacking.
+
+    The old one is removed first, since it may play what was taken back.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -81,9 +86,11 @@ def refreshed(out: Path) -> Path | None:
     path = out / NAME
     if not path.is_file():
         return None
+    path.unlink()
     tables = {name: table for name in _WHAT | {"links": ""} if (table := read_table(out / "tables", name)) is not None}
-    text = (out / manifest.NAME).read_text(encoding="utf-8")
-    return write_report(out, Mined(tables, [json.loads(line) for line in text.splitlines()]))
+    if not tables.keys() >= {*_WHAT, "links"} - _NEWER:
+        return None
+    return write_report(out, Mined(tables, manifest.read_lines(out)))
 
 
 def _funnel(tables: Mapping[str, Table]) -> Sheet:
@@ -149,18 +156,14 @@ def _rights(mined: Mined) -> Sheet:
 
 def _accepted(out: Path, mined: Mined, count: int) -> str:
     """Pairs, evenly spread: the clip, its reference, and the reference as recorded."""
-    lines = list(mined.lines)
+    lines = [line for line in mined.lines if all((out / name).is_file() for _, name in _files_of(line))]
     chosen = [lines[place] for place in np.linspace(0, len(lines) - 1, min(count, len(lines))).astype(int)]
     parts = []
     for line in chosen:
         extra = line["extra"]
-        files = (
-            ("clip", line["video"]),
-            ("reference", line["reference"]),
-            ("as recorded", extra["original_reference"]),
-        )
         shown = "".join(
-            f"<div><b>{label}</b>{_player((out / name).read_bytes(), Path(name).suffix)}</div>" for label, name in files
+            f"<div><b>{label}</b>{_player((out / name).read_bytes(), Path(name).suffix)}</div>"
+            for label, name in _files_of(line)
         )
         caption = " ".join(f"[{part.upper()}] {line[part]}" for part in ("visual", "speech", "sounds") if part in line)
         told = f"{line['speaker']}, {line['split']}, {extra['difficulty']}, distance {extra['distance']:.2f}. {caption}"
@@ -168,6 +171,11 @@ def _accepted(out: Path, mined: Mined, count: int) -> str:
             f'<h3>{escape(str(line["id"]))}</h3><p class="about">{escape(told)}</p><div class="examples">{shown}</div>'
         )
     return "<h2>Accepted pairs</h2>" + "".join(parts) if parts else ""
+
+
+def _files_of(line: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    original = line["extra"]["original_reference"]
+    return (("clip", line["video"]), ("reference", line["reference"]), ("as recorded", original))
 
 
 def _rejected(tables: Mapping[str, Table], count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class FileRules:
         least_seconds: a shorter file holds no clip.
         least_side: pixels of the shorter side.
         most_minutes: of a longer file the beginning is used.
-        require_consent: leave out what nobody has consented to.
+        require_consent: leave out what nobody has consented to: consent must be given, granted, yes or true.
     """
 
     least_seconds: float = 2.0
@@ -261,16 +261,21 @@ def settings_of(given: Mapping[str, Mapping[str, Any]], path: Path | None = None
         if name not in groups:
             raise SettingsError(f"there are no settings {name!r}{nearest(name, groups)}")
         made[name] = _group(name, groups[name], {**given.get(name, {}), **values})
-    return MiningSettings(**made)
+    settings = MiningSettings(**made)
+    if given.get("files", {}).get("require_consent"):  # who asks for it anywhere has it
+        settings = replace(settings, files=replace(settings.files, require_consent=True))
+    return settings
 
 
 def _group(name: str, kind: Any, values: Mapping[str, Any]) -> Any:
     known = kind()
     for key, value in values.items():
-        if not hasattr(known, key):
+        if key not in vars(known):
             raise SettingsError(f"{name} has no setting {key!r}{nearest(key, vars(known))}")
         wanted = type(getattr(known, key))
         fits = isinstance(value, (int, float) if wanted is float else (list, tuple) if wanted is tuple else wanted)
-        if not fits or (wanted is not bool and isinstance(value, bool)):
-            raise SettingsError(f"{name}.{key} is {value!r}; it must be {wanted.__name__}")
+        texts = wanted is not tuple or not fits or all(isinstance(each, str) for each in value)
+        if not fits or not texts or (wanted is not bool and isinstance(value, bool)):
+            told = "a list of texts" if wanted is tuple else wanted.__name__
+            raise SettingsError(f"{name}.{key} is {value!r}; it must be {told}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

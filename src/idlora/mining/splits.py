@@ -130,6 +130,59 @@ def shared_out(
     return found
 
 
+def people_of(labels: Mapping[str, str], speakers: Mapping[str, str]) -> dict[str, str]:
+    """The person of every speaker, by the name of one: speakers of whom clips have one label are one person.
+
+    A label may hold a voice that speaks against it: a speaker of its own, who yet is in the label's split.
+
+    Args:
+        labels: of clips; empty where nobody has said.
+        speakers: of the same clips.
+    """
+    found = {name: name for name in speakers.values()}
+    bearer: dict[str, str] = {}
+
+    def person(name: str) -> str:
+        while found[name] != name:
+            name = found[name]
+        return name
+
+    for clip in sorted(clip for clip, label in labels.items() if label):
+        first, second = sorted((person(speakers[clip]), person(bearer.setdefault(labels[clip], speakers[clip]))))
+        found[second] = first
+    return {name: person(name) for name in found}
+
+
+def shared_by_people(
+    people: Mapping[str, str], eligible: set[str], doubts: Mapping[str, set[str]], frozen: Frozen, rules: SplitRules
+) -> tuple[dict[str, str], set[str]]:
+    """The split of every speaker, as `shared_out` has it, all speakers of a person in one; and new speakers in none.
+
+    These are of persons whose speakers were in two splits before anybody said that they are one.
+
+    Args:
+        people: person of every speaker.
+        eligible: speakers that may be held out.
+        doubts: speakers that each one may be too.
+        frozen: what was decided before, of speakers.
+        rules: shares and seed.
+    """
+    before: dict[str, set[str]] = {}
+    unsure: dict[str, set[str]] = {}
+    for name, person in people.items():
+        before.setdefault(person, set()).update({frozen.speakers[name]} if name in frozen.speakers else ())
+        unsure.setdefault(person, set()).update(people[other] for other in doubts.get(name, ()) if other in people)
+    for person, others in unsure.items():
+        others.discard(person)
+    # Of a torn person any split counts: it is read for those alone whom the person may be.
+    settled_people = Frozen({person: min(where) for person, where in before.items() if where}, {})
+    may = {people[name] for name in eligible}
+    shares = shared_out(before, may, unsure, settled_people, rules)
+    found = {name: frozen.speakers.get(name, shares[person]) for name, person in people.items()}
+    torn = {name for name, person in people.items() if len(before[person]) > 1 and name not in frozen.speakers}
+    return found, torn
+
+
 def _lot(name: str, rules: SplitRules) -> str:
     return hashlib.sha256(f"{rules.seed} {name}".encode()).hexdigest()
 

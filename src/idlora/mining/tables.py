@@ -81,6 +81,19 @@ def rewrite_table(folder: Path, table: Table, rows: Sequence[Row], gone: Sequenc
         _save(path, content, arrow().parquet.read_schema(path))
 
 
+def remove_table(folder: Path, name: str) -> None:
+    """Remove what is there of a table's two files, where they are of this command (OutputError if that fails)."""
+    for end in (".dropped", ""):
+        path = folder / f"{name}{end}.parquet"
+        try:
+            if path.is_file() and _KEY in (arrow().parquet.read_schema(path).metadata or {}):
+                path.unlink()
+        except arrow().ArrowInvalid:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
+
+
 def read_table(folder: Path, name: str) -> Table | None:
     """A table with what it left out; None if it is not there or a part of it belongs to another."""
     kept, left = (folder / f"{name}{end}.parquet" for end in ("", ".dropped"))
@@ -121,7 +134,11 @@ def _write(path: Path, rows: Sequence[Row], columns: Columns, key: str) -> None:
 
 def _save(path: Path, rows: Sequence[Row], schema: Any) -> None:
     pa = arrow()
-    content = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema)
+    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+    try:
+        content = pa.Table.from_pydict(columns, schema=schema)
+    except UnicodeEncodeError:  # the name of a file that is no text: told with its bytes in hexadecimal
+        content = pa.Table.from_pydict({name: [_text(each) for each in own] for name, own in columns.items()}, schema)
     try:
         with replacing(path) as temporary:
             pa.parquet.write_table(content, temporary, compression="zstd")
@@ -129,6 +146,10 @@ def _save(path: Path, rows: Sequence[Row], schema: Any) -> None:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write {path}: {error}; free space or choose another folder") from error
+
+
+def _text(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 
 def _read(path: Path) -> tuple[list[Row], str]:

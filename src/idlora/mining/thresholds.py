@@ -8,7 +8,7 @@ mixture is fitted by expectation and maximisation; its second part foretells the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 
 _LEAST = 30  # pairs; of fewer nothing can be read
 _SEEN = 1.0  # strangers of a voice, in the mean, that a law of them is read from, at the least
+_READ = 20_000  # distances, evenly spread over the ordered ones, that the mixture is fitted to at the most
 _FEW = 0.15  # of further pairs that are of one speaker: then nearly all of those have been seen
 _FIRST = 0.3  # of the pairs, the nearest, are of one speaker to begin with
 _ROUNDS, _SETTLED = 500, 1e-6
@@ -36,37 +37,47 @@ class Law:
         within: strangers that a voice has there, in the mean.
         power: about in how many directions voices differ nearby.
         others: how many other voices there are.
+        settled: whether strangers were seen, and all pairs of one speaker; else more neighbours would tell more.
     """
 
     far: float
     within: float
     power: float
     others: int
+    settled: bool = False
 
     @classmethod
-    def of(cls, distances: Floats, voices: int) -> Law:
+    def of(cls, distances: Floats, voices: int, least: float = 0.0) -> Law:
         """Of the distances (P,) of neighbours of two recordings, each pair once.
 
         The nearest are taken, as many as voices, and then twice as many until strangers are seen and further pairs
         show hardly any of one speaker. Not more: those further away tell little of how many there are nearby.
+
+        Args:
+            distances: of pairs.
+            voices: how many.
+            least: distance that has to be reached. Nearer, all pairs may be of one speaker who is often heard, and
+                these too grow in number as a power: what would be taken for strangers.
         """
         ordered, count = np.sort(distances[np.isfinite(distances)]), max(_LEAST, voices)
         if len(ordered) < _LEAST:
             return cls(0.0, 0.0, 1.0, voices - 1)
+        while count < len(ordered) and ordered[count - 1] < least:
+            count *= 2
         law, alike = cls._read(ordered[:count], voices)
         while count < len(ordered):
             further, more = cls._read(ordered[: 2 * count], voices)
             if law.within >= _SEEN and more - alike <= _FEW * count:
-                break
+                return replace(law, settled=True)
             law, alike, count = further, more, 2 * count
         return law
 
     @classmethod
     def _read(cls, ordered: Floats, voices: int) -> tuple[Law, float]:
         """Of some distances (P,), ascending; and how many of them are of one speaker."""
-        far = float(max(ordered[-1], 1e-9))
-        share, power = _mixture(np.square(np.maximum(ordered, 1e-9) / far))
-        count = len(ordered)
+        far, count = float(max(ordered[-1], 1e-9)), len(ordered)
+        some = ordered if count <= _READ else ordered[np.linspace(0, count - 1, _READ).astype(int)]
+        share, power = _mixture(np.square(np.maximum(some, 1e-9) / far))
         return cls(far, 2 * (1 - share) * count / voices, 2 * power, voices - 1), share * count
 
     def strangers(self, distances: Floats) -> Floats:

@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idlora.errors import OutputError
-from idlora.mining.ledger import Ledger
-from idlora.mining.mapping import DIED, FAULT, Item, Outcome, Work, mapped
+from idlora.mining.ledger import Entry, Ledger
+from idlora.mining.mapping import FAULT, Item, Outcome, Work, mapped, passing
 from idlora.mining.tables import Columns, Row, Table, digest_of, dropped, key_of, read_table, write_table
 
 VERSION = 1
 """Another number when what a stage makes of the same input changes."""
 
 UNREADABLE = "cannot be read"
+FOLDERS = ("tables", "cache", "clips", "references", "originals", "plots")
+"""Folders below `out` in which files are written and removed."""
+
 _WHERE = ("path", "out")  # of an item: what it is does not depend on them
+_STRAY = re.compile(r"\..*\.[0-9a-f]{12}(\.\w+)?")  # as `idlora.files.replacing` names what is not whole yet
 
 Notice = Callable[[str, int, int], None]
 Made = tuple[list[Row], list[Row]]
@@ -56,10 +61,11 @@ class Workshop:
     def prepare(self) -> None:
         """Make the folders, and remove what an interrupted writer left (OutputError if that fails)."""
         try:
-            for folder in ("tables", "cache", "clips", "references", "originals", "plots"):
+            for folder in FOLDERS:
                 (self.out / folder).mkdir(parents=True, exist_ok=True)
                 for stray in (self.out / folder).glob(".*.*"):
-                    stray.unlink(missing_ok=True)
+                    if _STRAY.fullmatch(stray.name):
+                        stray.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make {self.out}: {error.strerror or error}; choose another folder") from error
 
@@ -82,17 +88,19 @@ class Workshop:
         ledger = self.ledger(name)
         todo = [place for place, each in enumerate(keys) if each not in ledger]
         self.notice(name, 0, len(todo))
-        died: dict[str, Outcome] = {}
+        again: dict[str, Outcome] = {}
         done = mapped(work, [items[place] for place in todo], self.workers, ray=self.ray)
         for count, (place, outcome) in enumerate(done, 1):
             each = keys[todo[place]]
-            if outcome.get(FAULT) == DIED:  # the next run tries again
-                died[each] = outcome
+            if passing(outcome):
+                again[each] = outcome
             else:
                 ledger.put(each, str(items[todo[place]]["file"]), outcome)
             self.notice(name, count, len(todo))
-        outcomes = [died[each] if each in died else ledger[each] for each in keys]
+        outcomes = [again[each] if each in again else ledger[each] for each in keys]
         rows, gone = _gathered(items, outcomes)
+        if again:  # another key than that of the whole table, so that the next run tries again
+            key = digest_of([name, keys, sorted(again)])
         return self._written(Table(name, key, rows, gone), columns)
 
     def written_files(
@@ -111,8 +119,18 @@ class Workshop:
         def there(row: Row) -> bool:
             return all((self.out / row[column]).is_file() for column in files if row[column])
 
-        lacking = self.ledger(name).keep(lambda entry: all(there(row) for row in entry["outcome"].get("rows", ())))
-        if lacking:
+        # Files are named by their clip alone, whatever the settings. So of several outcomes of one clip only the last
+        # one's files are there; and those that this call overwrites are forgotten before it begins.
+        ledger = self.ledger(name)
+        known = [(key, entry) for key, entry in ledger.entries() if entry["outcome"].get("rows")]
+        valid = {_clip_of(entry): key for key, entry in known}
+        valid |= {str(item.get("clip", item["file"])): _key(name, item) for item in items}
+        stale = [
+            key
+            for key, entry in known
+            if valid[_clip_of(entry)] != key or not all(there(row) for row in entry["outcome"]["rows"])
+        ]
+        if ledger.forget(stale):
             (self.tables / f"{name}.parquet").unlink(missing_ok=True)
         return self.mapped(name, columns, work, items)
 
@@ -153,6 +171,10 @@ class Workshop:
 
 def _key(name: str, item: Item) -> str:
     return digest_of([name, VERSION, {key: value for key, value in item.items() if key not in _WHERE}])
+
+
+def _clip_of(entry: Entry) -> str:
+    return str(entry["outcome"]["rows"][0].get("clip", entry["file"]))
 
 
 def _gathered(items: Sequence[Item], outcomes: Sequence[Outcome]) -> Made:

@@ -11,9 +11,12 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import av
 import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -26,6 +29,10 @@ _IRREGULAR = 0.25  # of the median step; what differs by more is a variable rate
 _CUT_SHORT = 0.95  # of the stated length that must be there
 _SLACK = 0.2  # seconds of it that may always be missing
 _SEEK_MARGIN = 0.5  # seconds before a span where decoding begins at the latest
+# Seconds further back, where a file without an index (MPEG-TS, MPEG-PS) has led past what was looked for.
+_BACK = (0.0, 2.0, 8.0, 32.0)
+_SETTLED = 2.0  # seconds after seeking from which on times are sure in MPEG-PS, which has one for many small pictures
+_NEAR = 1e-3  # seconds by which a first frame may be late
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,45 @@ def frames_between(
     Raises:
         MediaError: the file is damaged or has no video track.
     """
-    with opened(path) as container:
-        stream = _video_of(container, path)
-        origin = _origin(container)
-        if start > _SEEK_MARGIN:
-            container.seek(round((start + origin) * av.time_base), backward=True)
-        shown = _shown(container, origin, max_side)
-        yield from _paced(shown, rate, start, end, 1 / float(stream.average_rate or rate))
+    for seek in _seeks(start if start > _SEEK_MARGIN else 0.0):
+        with opened(path) as container:
+            stream = _video_of(container, path)
+            origin = _origin(container)
+            shown = _shown(container, origin, max_side)
+            first = _first(container, shown, seek, origin)
+            if seek is not None and (first is None or first[0] > _latest(container, start)):
+                continue
+            begun = chain(() if first is None else (first,), shown)
+            yield from _paced(begun, rate, start, end, 1 / float(stream.average_rate or rate))
+            return
+
+
+def _seeks(start: float) -> Iterator[float | None]:
+    """Seconds to seek to, one after the other, until a span from `start` on is met; None = the beginning, unsought.
+
+    A container with an index leads to the key frame before. Without one it leads to about the time that was asked for,
+    and the decoder drops what it cannot use until the next key frame, which may be after it.
+    """
+    yield from (start - back for back in _BACK if start > back)
+    yield None
+
+
+def _latest(container: InputContainer, start: float) -> float:
+    """Seconds up to which decoding has to begin after seeking for what is from `start` on."""
+    return start - _SETTLED if container.format.name == "mpeg" else start + _NEAR
+
+
+def _first(
+    container: InputContainer, shown: Iterator[tuple[float, NDArray[np.uint8]]], seek: float | None, origin: float
+) -> tuple[float, NDArray[np.uint8]] | None:
+    """The first frame after seeking, if any; one that cannot be decoded is none."""
+    if seek is None:
+        return next(shown, None)
+    try:
+        container.seek(round((seek + origin) * av.time_base), backward=True)
+        return next(shown, None)
+    except av.FFmpegError:
+        return None
 
 
 def _origin(container: InputContainer) -> float:
@@ -150,6 +189,8 @@ def _shown(container: InputContainer, origin: float, max_side: int) -> Iterator[
     """Time in seconds and pixels of each frame in order; those without a time are passed over."""
     scaler = VideoReformatter()  # one for all frames: each new one sets itself up for as long as it then works
     for frame in container.decode(video=0):
+        if frame.pts is None:
+            continue
         scale = min(1.0, max_side / max(frame.width, frame.height)) if max_side else 1.0
         size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
         pixels = scaler.reformat(frame, format="rgb24", threads=1, **size).to_ndarray()
@@ -184,27 +225,62 @@ def read_mono(
     Raises:
         MediaError: the file is damaged, or has no audio track or an empty one.
     """
-    with opened(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path} has no audio track; choose a video with sound")
-        stream = container.streams.audio[0]
-        origin = _origin(container)
-        first = max(0.0, start - _SEEK_MARGIN)
-        if first > 0:
-            container.seek(round((first + origin) * av.time_base), backward=True)
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-        chunks: list[NDArray[np.float32]] = []
-        begins: float | None = None
-        for frame in container.decode(stream):
-            if begins is None:
-                begins = (frame.time or 0.0) - origin
-            chunks += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-            if (frame.time or 0.0) - origin > end + 1.0:
+    for seek in _seeks(max(0.0, start - _SEEK_MARGIN)):
+        with opened(path) as container:
+            if not container.streams.audio:
+                raise MediaError(f"{path} has no audio track; choose a video with sound")
+            stream = container.streams.audio[0]
+            origin = _origin(container)
+            sound = _sound(container, stream, seek, origin)
+            first = next(sound, None)
+            if seek is not None and (first is None or _time(first) - origin > _latest(container, start)):
+                continue
+            if first is None:
                 break
-        chunks += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    if not chunks or begins is None:
-        raise MediaError(f"{path} holds no sound: its audio track is 0 s long; choose another recording")
-    return _span(np.concatenate(chunks), begins, rate, start, end)
+            if seek is not None and container.format.name == "mpeg":
+                # Where samples are is told by the first frame alone: by one that has a time of its own.
+                sure = _time(first) + _SETTLED / 2
+                first = next((frame for frame in sound if _time(frame) >= sure), first)
+            begins = _time(first) - origin
+            return _span(_mixed(chain((first,), sound), rate, end + origin), begins, rate, start, end)
+    raise MediaError(f"{path} holds no sound: its audio track is 0 s long; choose another recording")
+
+
+def _time(frame: AudioFrame) -> float:
+    return frame.time or 0.0
+
+
+def _sound(container: InputContainer, stream: AudioStream, seek: float | None, origin: float) -> Iterator[AudioFrame]:
+    """Frames of sound; after seeking without what comes before the first of a known time: parts of cut packets."""
+    begun = seek is None
+    try:
+        if seek is not None:
+            container.seek(round((seek + origin) * av.time_base), backward=True)
+    except av.FFmpegError:
+        return
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if begun:
+                raise
+            continue
+        for frame in frames:
+            begun = begun or frame.time is not None
+            if begun:
+                yield frame
+
+
+def _mixed(frames: Iterator[AudioFrame], rate: int, end: float) -> NDArray[np.float32]:
+    """Frames as one sound (N,) at `rate` Hz, the mean of their channels, until a second after `end`."""
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+    chunks: list[NDArray[np.float32]] = []
+    for frame in frames:
+        chunks += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        if _time(frame) > end + 1.0:
+            break
+    chunks += [part.to_ndarray()[0] for part in resampler.resample(None)]
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
 
 
 def _span(samples: NDArray[np.float32], begins: float, rate: int, start: float, end: float) -> NDArray[np.float32]:
