@@ -6,7 +6,9 @@ listeners, dubbed lips, music, whispers, scenery, conversations), mined, and com
 pipeline is given the videos, the words of the language and which finder and encoder to use, and nothing else. Both the
 recordings and what is mined are kept below --work, and a second call goes on there.
 
-With --json nothing but JSON is printed. `pair_precision`: share of pairs of one speaker. `pair_recall_same` and
+With --json nothing but JSON is printed. `pair_precision`: share of pairs of one speaker. `group_precision`: share of
+the pairs of voices in one group that are of one speaker. `clip_recall`: share of the words said in shots that can be
+used which lie in a clip; `clip_ends_in_pauses`: how right a clip's ends are. `pair_recall_same` and
 `pair_recall_cross`: share of the pairs of files of one speaker, in one place and in two, that were found to be of
 one speaker, before pairs are bounded, among the files of which clips were kept. `speaker_leakage`: speakers in
 more than one split. `cuts_inside`: clips of pairs with a cut inside.
@@ -92,10 +94,12 @@ def links(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
         groups.setdefault(key, Counter())[row["speaker"]] += 1
     found: dict[bool, list[bool]] = {True: [], False: []}
     pairs: dict[bool, set[frozenset[tuple[str, str]]]] = {True: set(), False: set()}
+    main = {key: counted.most_common(1)[0][0] for key, counted in groups.items()}
+    joined = [one[1] == other[1] for one, other in combinations(groups, 2) if main[one] == main[other]]
     for first, second in combinations(groups, 2):
         if first[1] == second[1] and first[0] != second[0]:
             same = truth.places[first[0]] == truth.places[second[0]]
-            found[same].append(groups[first].most_common(1)[0][0] == groups[second].most_common(1)[0][0])
+            found[same].append(main[first] == main[second])
             pairs[same].add(frozenset((first, second)))
     rows = [row for row in mined.tables["links"].rows if row["mutual"]]
     scores = np.array([-np.log10(row["strangers"]) for row in rows])
@@ -119,6 +123,7 @@ def links(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
     return {
         "pair_recall_same": float(np.mean(found[True])),
         "pair_recall_cross": float(np.mean(found[False])),
+        "group_precision": float(np.mean(joined)) if joined else 0.0,
         "file_pairs": {"same": len(found[True]), "cross": len(found[False])},
         "links": sum(asked),
         "threshold": {key: float(f"{rows[0][key]:.3g}") for key in ("linked", "doubtful", "foretold")} if rows else {},
@@ -173,6 +178,14 @@ def stages(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
         any(low - 0.1 <= (word[1] + word[2]) / 2 <= high + 0.1 for low, high in spans.get(file, ()))
         for file, word in wanted
     ]
+    cuts: dict[str, list[tuple[float, float]]] = {}
+    for row in mined.tables["clips"].rows:
+        cuts.setdefault(names[row["file"]], []).append((row["start"], row["end"]))
+    inside = [
+        any(low <= (word[1] + word[2]) / 2 <= high for low, high in cuts.get(file, ()))
+        for file, word in wanted
+        if truth.shot(file, (word[1] + word[2]) / 2)["kind"] in USABLE
+    ]
     good = {row["clip"] for row in mined.tables["quality"].rows}
     cut, kinds = [], Counter[str]()
     for row in mined.tables["clips"].rows:
@@ -187,6 +200,7 @@ def stages(mined: Mined, truth: Truth, names: dict[str, str]) -> dict[str, Any]:
         "active_precision": float(np.mean([kind in SPOKEN_BY_THE_FACE for kind in seen])),
         "active_recall": float(np.mean(heard)),
         "clip_ends_in_pauses": float(np.mean(cut)),
+        "clip_recall": float(np.mean(inside)),
         "kinds_after_quality": dict(kinds),
         "dropped": {
             name: dict(Counter(row["reason"] for row in table.dropped))
