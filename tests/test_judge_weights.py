@@ -371,9 +371,9 @@ def test_clap_reads_the_parts_that_prompts_have(clap: Path) -> None:
     prompt = Prompt(visual="a person", speech="two", sounds="rain falls")
     clip = Footage(samples=sound())
     values = judge.score(clip, Reference(), prompt)
-    assert values.keys() == {"sounds", "visual", "prompt"}
+    assert values.keys() == {"sounds", "speech", "visual", "prompt"}
     assert all(-1 <= value <= 1 for value in values.values())
-    assert len(set(values.values())) == 3
+    assert len(set(values.values())) == 4
     other = judge.score(clip, Reference(), Prompt(sounds="rain falls"))
     assert other["sounds"] == pytest.approx(values["sounds"], abs=1e-5)
     with pytest.raises(InputError, match="nothing that is heard"):

@@ -143,7 +143,7 @@ def test_clips_whose_lines_name_other_speakers_are_told_and_the_rest_is_compared
 def test_every_cosine_of_clap_has_a_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClapJudge, "_cosines", lambda _, __, ___, texts: dict.fromkeys(texts, 0.5))
     scores = ClapJudge("x").score(heard(sound_of(0)), Reference(), Prompt("a hall", "hello", "an echo"))
-    assert set(scores) == {"sounds", "visual", "prompt"}
+    assert set(scores) == {"sounds", "speech", "visual", "prompt"}
     assert {measure.score for measure in MEASURES if measure.judge == "sounds-clap"} == set(scores)
 
 

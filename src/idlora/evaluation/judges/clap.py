@@ -59,9 +59,9 @@ class ClapJudge(Lazy):
         reference: Reference,  # noqa: ARG002 - the prompt is what counts
         prompt: Prompt | None,
     ) -> Values:
-        """`sounds` for [SOUNDS], `visual` for [VISUAL], `prompt` for all parts in one; empty parts are left out."""
-        texts = {} if prompt is None else {"sounds": prompt.sounds, "visual": prompt.visual}
-        texts = {name: text for name, text in texts.items() if text}
+        """`sounds`, `speech` and `visual` for a part each, `prompt` for all in one; empty parts are left out."""
+        parts = ("sounds", "speech", "visual") if prompt is not None else ()
+        texts = {name: text for name in parts if (text := getattr(prompt, name))}
         if not texts or prompt is None:
             raise InputError("the prompt says nothing that is heard ([SOUNDS]); give it to judge the sound by")
         sound = clip.audible if clip.samples is None else clip.samples

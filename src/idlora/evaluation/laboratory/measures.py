@@ -52,6 +52,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("LSE-C", "lips-syncnet", "confidence"),
     Measure("SyncNet offset, s", "lips-syncnet", "offset", better="neither"),
     Measure("CLAP, sounds", "sounds-clap", "sounds"),
+    Measure("CLAP, speech", "sounds-clap", "speech"),
     Measure("CLAP, visual", "sounds-clap", "visual"),
     Measure("CLAP, all parts", "sounds-clap", "prompt"),
     Measure("place as asked, world", "sounds-world", "place_right"),
