@@ -53,11 +53,16 @@ def settings(**groups: dict[str, object]) -> MiningSettings:
     return settings_of({**given, **{name: {**given.get(name, {}), **values} for name, values in groups.items()}})
 
 
-def write_corpus(folder: Path) -> Path:
-    """Good recordings, and every odd file that people have; a folder for each speaker."""
+def write_good(folder: Path) -> list[Path]:
+    """The good recordings, a folder for each speaker."""
     for name in ("0000", "0003"):
         (folder / name).mkdir(parents=True)
-    paths = [write_recording(recording, folder / recording.name[:4]) for recording in recordings()]
+    return [write_recording(recording, folder / recording.name[:4]) for recording in recordings()]
+
+
+def write_corpus(folder: Path) -> Path:
+    """Good recordings, and every odd file that people have; a folder for each speaker."""
+    paths = write_good(folder)
     content = paths[0].read_bytes()
     folder = folder / "0000"
     (folder / "empty.mp4").write_bytes(b"")

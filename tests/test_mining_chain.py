@@ -20,7 +20,7 @@ import pytest
 from dying import doubled
 from idlora.cli import main
 from idlora.data.manifest import read_manifest
-from idlora.data.world.recordings import TALK, write_recording
+from idlora.data.world.recordings import TALK
 from idlora.data.world.voice import VOCABULARY
 from idlora.errors import InputError, SettingsError
 from idlora.mining import probing, scenes, voices
@@ -32,7 +32,7 @@ from idlora.mining.tables import key_of, read_table
 from idlora.mining.withdrawal import LIST_NAME, Withdrawn, read_withdrawn, withdraw, without
 from idlora.mining.workshop import UNREADABLE, Workshop
 from killing import killed_in, scenes_once
-from mined import ODD, mined, recordings, settings, write_corpus
+from mined import ODD, mined, recordings, settings, write_corpus, write_good
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
 MAPPED = ("probe", "scenes", "speech", "faces", "active", "quality", "voices", "words", "media", "captions")
@@ -152,9 +152,7 @@ def test_stopped_at_every_stage_and_resumed_the_tables_are_the_same(
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two files each of two speakers, and what is mined of them."""
     videos = tmp_path_factory.mktemp("small") / "videos"
-    for recording in recordings():
-        (videos / recording.name[:4]).mkdir(parents=True, exist_ok=True)
-        write_recording(recording, videos / recording.name[:4])
+    write_good(videos)
     mined(videos, videos.parent / "out", LABELLED)
     return videos, videos.parent / "out"
 

@@ -17,7 +17,6 @@ import pytest
 
 from idlora.cli import main
 from idlora.data.media import read_video
-from idlora.data.world.recordings import write_recording
 from idlora.errors import InputError, MediaError, OutputError, SettingsError
 from idlora.mining import mapping, probing
 from idlora.mining.mapping import AGAIN, FAULT, attempted
@@ -26,7 +25,7 @@ from idlora.mining.settings import FileRules, settings_of
 from idlora.mining.sources import Source, find_sources, with_rights
 from idlora.mining.tables import Table, read_table
 from idlora.mining.workshop import Workshop
-from mined import mined, recordings, settings
+from mined import mined, settings, write_good
 from test_mining_chain import contents
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
@@ -36,9 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Resource
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two files each of two speakers, and what is mined of them."""
     videos = tmp_path_factory.mktemp("small") / "videos"
-    for recording in recordings():
-        (videos / recording.name[:4]).mkdir(parents=True, exist_ok=True)
-        write_recording(recording, videos / recording.name[:4])
+    write_good(videos)
     mined(videos, videos.parent / "out")
     return videos, videos.parent / "out"
 

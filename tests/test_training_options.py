@@ -99,9 +99,10 @@ def test_a_measure_that_nobody_makes_is_refused(data: Mapping[str, Any], words: 
 
 
 def test_a_measure_that_is_made_is_taken() -> None:
-    configured({"saving": {"keep_best": "validation_loss"}, **HELD_OUT}, None, "here")
+    found = configured({"saving": {"keep_best": "validation_loss"}, **HELD_OUT}, None, "here")
+    assert found.saving.keep_best == "validation_loss"
     judged = {"saving": {"keep_best": "word_error"}, "watching": {**CLIPS, "judges": ["word_error"]}}
-    configured(judged, None, "here")
+    assert configured(judged, None, "here").saving.keep_best == "word_error"
 
 
 @pytest.mark.parametrize("name", ["ours-2.0", "ours-2.3", "ours-2.5"])

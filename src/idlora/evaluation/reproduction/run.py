@@ -31,9 +31,9 @@ from idlora.evaluation.reproduction.training_rows import training_rows
 from idlora.evaluation.reproduction.trials import Owner, Trials, offline_judges
 from idlora.pipeline import IDLoraPipeline, Settings
 from idlora.pipeline.output import versions
+from idlora.pipeline.sources import PACKAGED
 
 Notice = Callable[[str], None]
-MINIATURE = "miniature"  # what the command takes if nothing else is said
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Laboratory:
         """
         pipe = IDLoraPipeline.from_pretrained(model)
         workshop = Workshop(pipe, latents, own_processors())
-        options = [f"--model {model}"] if model != MINIATURE else []
+        options = [f"--model {model}"] if model != PACKAGED else []
         options += [f"--latents {latents}"] if latents else []
         owner = Owner(pipe.digests, offline_judges())
         return cls(PipelineMaker(pipe), pipe.card.defaults, owner, workshop, tuple(options))
