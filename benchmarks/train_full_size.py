@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--steps", type=int, default=3, help="after the first")
     parser.add_argument("--plain", action="store_true", help="the plain loop too, batch 1, full weights")
-    parser.add_argument("--compile", action="store_true", help="ours with compiled blocks too, full weights")
+    parser.add_argument("--compile", action="store_true", help="ours with compiled blocks too")
     parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published; times are then a part's")
     parser.add_argument("--connectors", action="store_true", help="they make the text of every step")
     parser.add_argument("--memory", default="", help="such as 24GB: a cap")
@@ -248,7 +248,8 @@ def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     wanted: list[tuple[str, Storage, int]] = [("plain", "full", 1)] if given.plain else []
     wanted += [("ours", storage, size) for storage in given.storage or ["full"] for size in given.batch or [1]]
-    wanted += [("compiled", "full", size) for size in given.batch or [1] if given.compile]
+    if given.compile:
+        wanted += [("compiled", storage, size) for storage in given.storage or ["full"] for size in given.batch or [1]]
     for way, storage, size in wanted:
         try:
             line = measured(given, way, storage, size)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -189,10 +190,43 @@ def test_what_is_last_in_a_checkpoint_is_not_computed_again() -> None:
     assert x.grad is not None
 
 
-def test_only_on_a_gpu_a_kernel_is_left_out() -> None:
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    with proven_kernels(torch.device("cpu")):
-        assert torch.backends.cuda.cudnn_sdp_enabled() == before
-    with proven_kernels(torch.device("cuda")):
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+@pytest.mark.parametrize(("device", "masked"), [("cpu", False), ("cpu", True), ("cuda", False), ("cuda", True)])
+def test_only_on_a_gpu_and_only_with_masks_a_kernel_is_left_out(device: str, masked: bool) -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with proven_kernels(torch.device(device), masked=masked):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == (device == "cpu" or not masked)
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_choice_of_kernels_stays() -> None:
+    with sdpa_kernel(SDPBackend.MATH), proven_kernels(torch.device("cuda"), masked=True):
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_has_the_plain_gradients_with_the_kernels_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
+
+    torch.manual_seed(0)
+    layer = LTX2Attention(query_dim=128, heads=2, kv_heads=2, dim_head=64, rope_type="split").to("cuda", torch.bfloat16)
+    layer.requires_grad_(requires_grad=False)
+    given, weights = (torch.randn(1, 256, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    bias = torch.zeros(1, 1, 256, device="cuda", dtype=torch.bfloat16)
+    bias[..., 200:] = -torch.inf
+
+    def gradient() -> Tensor:
+        x = given.clone().requires_grad_()
+        memory = attention.keys_values(layer, x)
+        out = attention.attend(layer, x, memory, bias if masked else None, long=True)
+        (found,) = torch.autograd.grad((out * weights).sum(), x)
+        return found.float()
+
+    found = gradient()
+    plainly(monkeypatch)
+    expected = gradient()
+    assert (found - expected).norm() < 0.02 * expected.norm()

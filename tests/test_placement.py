@@ -10,7 +10,7 @@ from torch import nn
 
 import tiny_pipeline
 from idlora.errors import DeviceMemoryError, SettingsError
-from idlora.networks.footprint import weight_bytes
+from idlora.networks.footprint import tensors_of, weight_bytes
 from idlora.networks.streaming import BlockStream, Guest
 from idlora.networks.text import PromptEncoder
 from idlora.pipeline import IDLoraPipeline, Placement, Refinement, Result
@@ -41,7 +41,9 @@ def test_wherever_the_networks_wait_the_clip_is_the_same(generation: str, where:
     weights = {name: weight_bytes(module) for name, module in elsewhere.components.modules().items()}
     expected = tiny_pipeline.digest(clip(whole))
     assert [tiny_pipeline.digest(clip(elsewhere)) for _ in range(2)] == [expected, expected]
-    assert {name: weight_bytes(module) for name, module in elsewhere.components.modules().items()} == weights
+    for name, module in elsewhere.components.modules().items():
+        gaps = 256 * len([*tensors_of(module)])  # of parcels
+        assert weights[name] <= weight_bytes(module) <= weights[name] + gaps
 
 
 def test_an_adapter_may_come_after_a_clip(tmp_path: Any) -> None:
@@ -60,8 +62,8 @@ def test_an_adapter_may_come_after_a_clip(tmp_path: Any) -> None:
 
 def test_at_most_two_blocks_are_there_at_a_time() -> None:
     blocks = [nn.Linear(2, 2) for _ in range(5)]
-    homes = [block.weight.data_ptr() for block in blocks]
     stream = BlockStream(blocks, torch.device("cpu"))
+    homes = [block.weight.data_ptr() for block in blocks]
     for _ in range(2):
         for index, block in enumerate(blocks):
             with stream.at(block):
@@ -94,6 +96,8 @@ def test_only_what_is_called_of_the_connectors_comes(generation: str) -> None:
     pipe = pipeline(generation, Placement("offload"))
     connectors, seen = pipe.components.connectors, dict[str, list[int]]()
     layers = {name: module for name, module in connectors.named_children() if isinstance(module, nn.Linear)}
+    with pipe.residence.at_work("connect"):
+        pass  # they get their homes
     homes = {name: layer.weight.data_ptr() for name, layer in layers.items()}
     hidden = torch.randn(1, 8, connectors.config.caption_channels, connectors.config.text_proj_in_factor)
     encoder, mask = PromptEncoder(pipe.components.tokenizer, None, connectors), torch.ones(1, 8)
@@ -118,8 +122,8 @@ def test_only_what_is_called_of_the_connectors_comes(generation: str) -> None:
 
 def test_a_block_that_fails_goes_home() -> None:
     blocks = [nn.Linear(2, 2) for _ in range(3)]
-    homes = [block.weight.data_ptr() for block in blocks]
     stream = BlockStream(blocks, torch.device("cpu"))
+    homes = [block.weight.data_ptr() for block in blocks]
     with pytest.raises(ZeroDivisionError), stream.at(blocks[1]):
         raise ZeroDivisionError
     stream.close()

@@ -20,7 +20,7 @@ from idlora.core.guidance import POSITIVE, Pass
 from idlora.core.reference import without_reference
 from idlora.core.state import AVState, LatentState, per_sample
 from idlora.errors import SettingsError
-from idlora.networks.attention import KeysValues, proven_kernels
+from idlora.networks.attention import KeysValues
 from idlora.networks.blocks import BlockOptions, Pair, StreamInputs, Streams, reference_forward, text_memory
 from idlora.networks.caching import FirstBlock
 from idlora.networks.joint import JointModel, Layout, Prediction, TextContext, inputs_of
@@ -155,7 +155,7 @@ class Executor:
             runs = [run for run in plan if run.adapter == adapter]
             if runs:
                 there = nullcontext() if adapter else self.model.without_adapter()
-                with there, proven_kernels(state.video.tokens.device):
+                with there:
                     found |= self._predicted(state, per_sample(sigma, state.video.tokens), runs)
         return {run.name: found[run.name] for run in plan}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -132,7 +133,7 @@ def _scaled_product(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | No
     product: Tensor
     if _multiplies_fp8(x, weight):
         weight, rows = weight.view(torch.float8_e4m3fn).t(), scales.view(torch.float32)[None]
-        kernel = torch._scaled_mm  # its public name came in PyTorch 2.10
+        kernel = partial(torch._scaled_mm, use_fast_accum=True)  # its public name came in PyTorch 2.10
         product = kernel(rounded, weight, scale_a=sizes[:, None], scale_b=rows, bias=bias, out_dtype=x.dtype)
     else:
         kept = rounded.to(x.dtype).mul_(sizes.to(x.dtype)[:, None])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from idlora.networks.footprint import tensors_of
+from idlora.networks.parcels import Parcel
 
 
 class Guest:
@@ -19,13 +20,11 @@ class Guest:
     Args:
         tensors: parameters and buffers, in main memory.
         device: where they are wanted.
-        pinned: page-locked, so that CUDA can copy while it computes.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], device: torch.device, *, pinned: bool = False) -> None:
+    def __init__(self, tensors: Iterable[Tensor], device: torch.device) -> None:
         self._tensors, self._device = list(tensors), device
-        self._homes = [tensor.data.pin_memory() if pinned else tensor.data for tensor in self._tensors]
-        self.drop()
+        self._homes = [tensor.data for tensor in self._tensors]
 
     @property
     def names(self) -> frozenset[int]:
@@ -33,17 +32,42 @@ class Guest:
         return frozenset(map(id, self._tensors))
 
     def fetch(self) -> None:
-        """Copy them to the device; with CUDA and pinned homes this returns before the copy is done."""
+        """Copy them to the device."""
         for tensor, home in zip(self._tensors, self._homes, strict=True):
             tensor.data = home.to(self._device, copy=True, non_blocking=True)
 
     def drop(self) -> None:
         """Back to main memory."""
         for tensor, home in zip(self._tensors, self._homes, strict=True):
-            if tensor.is_cuda:
-                # The memory may be given out again only when the work that reads it is done.
-                tensor.data.record_stream(torch.cuda.current_stream(self._device))
             tensor.data = home
+
+
+class ParcelGuest(Guest):
+    """Weights that come often: their home is a parcel of their own, which takes the place of where they were.
+
+    On CUDA `fetch` returns before the copy is done.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], device: torch.device) -> None:
+        super().__init__(tensors, device)
+        self._parcel = Parcel(self._homes, device if device.type == "cuda" else None)
+        self._homes = self._parcel.views(self._parcel.content)
+        self._copy: Tensor | None = None
+        self.drop()
+
+    def fetch(self) -> None:
+        """Copy them to the device, all at once."""
+        self._copy = self._parcel.content.to(self._device, copy=True, non_blocking=True)
+        for tensor, there in zip(self._tensors, self._parcel.views(self._copy), strict=True):
+            tensor.data = there
+
+    def drop(self) -> None:
+        """Back to main memory."""
+        if self._copy is not None and self._copy.is_cuda:
+            # The memory may be given out again only when the work that reads it is done.
+            self._copy.record_stream(torch.cuda.current_stream(self._device))
+        self._copy = None
+        super().drop()
 
 
 class BlockStream:
@@ -60,7 +84,7 @@ class BlockStream:
         on_gpu = device.type == "cuda"
         self._device = device
         self._order = {id(block): index for index, block in enumerate(blocks)}
-        self._guests = [Guest(tensors_of(block), device, pinned=on_gpu) for block in blocks]
+        self._guests = [ParcelGuest(tensors_of(block), device) for block in blocks]
         self._copies = torch.cuda.Stream(device) if on_gpu else None
         self._there: dict[int, Any] = {}  # by number, what tells that the block has arrived
 
