@@ -78,8 +78,12 @@ def test_the_fp8_kernel_gives_what_its_emulation_gives(monkeypatch: pytest.Monke
     packed, x = PackedLinear(layer(32, 48, torch.bfloat16), "fp8-scaled"), torch.randn(2, 5, 48).bfloat16()
     emulated = packed(x)
     monkeypatch.setattr(packing, "_multiplies_fp8", lambda *_: True)
-    torch.testing.assert_close(packed(x), emulated, rtol=0.02, atol=0.02)
-    assert not torch.equal(packed(x), emulated)
+    try:
+        found = packed(x)
+    except RuntimeError:
+        pytest.skip("this PyTorch has no such kernel on a CPU")
+    torch.testing.assert_close(found, emulated, rtol=0.02, atol=0.02)
+    assert not torch.equal(found, emulated)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -87,16 +91,18 @@ def test_the_fp8_kernel_gives_what_its_emulation_gives(monkeypatch: pytest.Monke
 def test_on_a_gpu_products_in_fp8_are_near_and_compile_as_one_graph() -> None:
     packed = PackedLinear(layer(256, 512, torch.bfloat16), "fp8-scaled")
     x = torch.randn(2, 50, 512).bfloat16()
-    expected, there = packed(x), packed.to("cuda")
+    expected, there = packed(x.float()), packed.to("cuda")  # whose scales are not rounded
     assert packing._multiplies_fp8(x.cuda(), there.weight) == (torch.cuda.get_device_capability() >= (8, 9))
+    torch.compiler.reset()
     for found in (there(x.cuda()), torch.compile(there, fullgraph=True)(x.cuda())):
-        torch.testing.assert_close(found.cpu(), expected, rtol=0.02, atol=0.02)
+        assert (found.cpu() - expected).norm() < 0.005 * expected.norm()
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("storage", SMALL)
 def test_a_packed_layer_compiles_as_one_graph(storage: Any, autocast: bool) -> None:
     packed, x = PackedLinear(layer(32, 48), storage), torch.randn(2, 5, 48, requires_grad=True)
+    torch.compiler.reset()  # only so many forms of a function are compiled
     compiled = torch.compile(packed, backend="eager", fullgraph=True)
     with mixed(autocast):
         expected, found = packed(x), compiled(x)

@@ -33,7 +33,7 @@ class Parcel:
     Args:
         tensors: in main memory, of any dtypes and shapes.
         device: a CUDA device for which the memory is page-locked, so that it can copy while it computes; None where
-            nobody waits for copies. Where the system refuses to lock it, copies are slower and the numbers the same.
+            nobody waits for copies.
 
     Attributes:
         content: the bytes, (N,) uint8.
@@ -59,24 +59,23 @@ class Parcel:
         PyTorch's own take several times as long to get: fresh pages come one after the other, and there are as many as
         the next power of two.
         """
-        pages = torch.empty(size + 2 * mmap.PAGESIZE, dtype=torch.uint8)
-        start = -pages.data_ptr() % mmap.PAGESIZE
-        whole = pages[start : start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE]
-        whole.fill_(0)  # by all threads: the pages come into being
-        cuda = torch.cuda.cudart()
+        memory = torch.empty(size + 2 * mmap.PAGESIZE, dtype=torch.uint8)
+        start = -memory.data_ptr() % mmap.PAGESIZE
+        pages = memory[start : start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE]
+        pages.fill_(0)  # by all threads: they come into being
         with torch.cuda.device(device):
-            code = int(cuda.cudaHostRegister(whole.data_ptr(), whole.numel(), 0))
+            code = int(torch.cuda.cudart().cudaHostRegister(pages.data_ptr(), pages.numel(), 0))
             if code:
-                log.info("main memory could not be locked (CUDA error %d): weights are copied more slowly", code)
+                log.info("main memory could not be locked where it is (CUDA error %d); other memory is used", code)
                 _forget_error(device)
-                return whole[:size]
+                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         # Before the memory goes: whoever gets it next could not lock it.
-        weakref.finalize(self, _unlock, whole).atexit = False
-        return whole[:size]
+        weakref.finalize(self, _unlock, pages).atexit = False
+        return pages[:size]
 
 
-def _unlock(whole: Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(whole.data_ptr())
+def _unlock(pages: Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(pages.data_ptr())
 
 
 def _forget_error(device: torch.device) -> None:
