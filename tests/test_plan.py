@@ -185,3 +185,15 @@ def test_two_stages_without_an_upscaler_are_refused_and_with_its_file_planned(
     assert "upscaler" in capsys.readouterr().err
     assert main([*command, "--upsampler", str(tmp_path / "upsampler.safetensors")]) == 0
     assert "upscale" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("dtype", "turned"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.float32, 0)])
+def test_convolutions_in_half_precision_take_their_input_and_output_twice(dtype: torch.dtype, turned: int) -> None:
+    x, weight = (
+        torch.empty(1, 4, 8, 8, 8, device="meta", dtype=dtype),
+        torch.empty(6, 4, 3, 3, 3, device="meta", dtype=dtype),
+    )
+    with Footprint() as footprint:
+        out = torch.nn.functional.conv3d(x, weight, padding=1)
+    assert footprint.alive == out.nbytes
+    assert footprint.peak == out.nbytes + turned * (x.nbytes + out.nbytes)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -284,13 +285,18 @@ def decoded(state: AVState, codecs: Codecs, settings: Settings) -> tuple[Tensor,
         return codecs.video.decode(state.video.tokens, codecs.grid(settings)), sound.result()
 
 
+@cache  # each new one would come with memory of its own, which PyTorch keeps
+def _side_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
+
+
 @torch.no_grad()  # which a thread does not inherit
 def _sound_beside(state: AVState, codecs: Codecs, settings: Settings) -> Tensor:
     """The sound, decoded while another thread decodes the pictures; on a GPU in a stream of its own."""
     device = state.audio.tokens.device
     if device.type != "cuda":
         return decoded_sound(state, codecs, settings)
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
     stream.wait_stream(torch.cuda.default_stream(device))
     with torch.cuda.stream(stream):
         sound = decoded_sound(state, codecs, settings)
