@@ -37,8 +37,8 @@ OPTIONS = """
 --reference-mask/--no-reference-mask --reference-text --reference-attention --positions --reference-time
 --official-noise/--own-noise --voice-seconds --clean-voice/--raw-voice --model --text-encoder --upsampler --transformer
 --adapter --adapter-strength --distilled --distilled-strength --refine-strength --style --fuse/--keep-apart
---compile/--eager --graphs/--no-graphs --device --dtype --text-cache --placement --storage --tiled/--not-tiled
---max-branches
+--compile/--eager --graphs/--no-graphs --attention --threads --device --dtype --text-cache --placement --storage
+--tiled/--not-tiled --max-branches
 """.split()
 
 
@@ -233,6 +233,9 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "unknown setting": (["--settings", "unknown.json"], "did you mean 'num_frames'"),
     "broken settings": (["--settings", "junk.mp3"], "junk.mp3"),
     "unknown device": (["--device", "abacus"], "choose auto, cpu"),
+    "unknown attention": (["--attention", "nonsense"], "choose one of"),
+    "attention that is not installed": (["--attention", "sage"], "sage does not work here"),
+    "no threads": (["--threads", "0"], "at least 1"),
     "unknown dtype": (["--dtype", "int3"], "bfloat16"),
     "unknown model": (["--model", "./absent"], "there is no model"),
     "missing adapter": (["--adapter", "absent.safetensors"], "absent.safetensors"),

@@ -114,10 +114,14 @@ def check_target(out: Path) -> None:
 
 def load(values: dict[str, Any]) -> IDLoraPipeline:
     """The pipeline that the options of the panel Model name."""
+    from idlora.networks.attention import attention_by
     from idlora.networks.ranks import joined_ranks
     from idlora.pipeline import IDLoraPipeline, Parts
 
     quieten()
+    use_threads(values["threads"])
+    with attention_by(values["attention"] or ""):
+        pass  # it is there
     parts = Parts(values["text_encoder"], values["upsampler"], values["transformer"])
     device, dtype = checked_device(own_device(values["device"])), checked_dtype(values["dtype"])
     pipe = IDLoraPipeline.from_pretrained(
@@ -131,6 +135,7 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     )
     pipe.text_cache = text_cache_of(values["text_cache"])
     pipe.compiled, pipe.graphs = bool(values["compile"]), bool(values["graphs"])
+    pipe.attention = values["attention"] or ""
     pipe.ranks = joined_ranks(os.environ, pipe.device)
     if values["distilled"] is not None:
         pipe.add_adapter("distilled", values["distilled"])
@@ -139,6 +144,17 @@ def load(values: dict[str, Any]) -> IDLoraPipeline:
     if values["fuse"]:
         pipe.fuse_adapters()
     return pipe
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads of the CPU (SettingsError for none at all)."""
+    import torch
+
+    if count is None:
+        return
+    if count < 1:
+        raise SettingsError(f"--threads {count}: at least 1, and none to take one for each core")
+    torch.set_num_threads(count)
 
 
 def own_device(name: str) -> str:

@@ -18,6 +18,7 @@ from idlora.core.state import AVState
 from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.files import sha256_of
 from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
+from idlora.networks.attention import attention_by
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import Generation, generation_of
 from idlora.networks.joint import JointModel, JointOptions
@@ -82,6 +83,7 @@ class IDLoraPipeline:
         ranks: processes that share out the passes of a step, and all make the same clip; None by default.
         compiled: compile the blocks: a minute or more when a kind of pass first runs, then faster steps.
         graphs: record steps as CUDA graphs, which saves what launching kernels from Python costs.
+        attention: one of diffusers' backends (`attention_by`); empty = diffusers' own choice.
 
     Raises:
         WeightsError: the adapter is one of another network.
@@ -103,7 +105,7 @@ class IDLoraPipeline:
         self.tokens = PromptTokens(components.tokenizer, self.card.max_text_tokens)
         self.residence = Residence(components, placement, self.device)
         self.text_cache: TextCache | None = None
-        self.compiled, self.graphs = False, False
+        self.compiled, self.graphs, self.attention = False, False, ""
         self.ranks: Ranks | None = None
         self.adapters = adapters_of(components)
         if adapter is not None:
@@ -288,8 +290,7 @@ class IDLoraPipeline:
         ]
 
     def _media(self, batch: Sequence[Inputs], meter: Meter, callback: Callback | None) -> Media:
-        texts = self.texts(batch, meter)
-        state = self.latents(batch, texts, meter, callback)
+        state = self.latents(batch, self.texts(batch, meter), meter, callback)
         with self.residence.stage("decode", meter):
             return decode(state, self.codecs, batch[0].settings)
 
@@ -349,7 +350,7 @@ class IDLoraPipeline:
     def _denoised(self, state: AVState, texts: Texts, settings: Settings, sampling: Sampling) -> AVState:
         """One stage; the identity adapter works only where the sound is made."""
         strengths = {DISTILLED: settings.distilled} | ({IDENTITY: 0.0} if state.audio.frozen else {})
-        with self.adapters.at(strengths):
+        with self.adapters.at(strengths), attention_by(self.attention):
             return denoise(self._model(settings), state, texts, settings, sampling)
 
     @property
@@ -365,8 +366,7 @@ class IDLoraPipeline:
     @cached_property
     def codecs(self) -> Codecs:
         """What turns pictures and sound into tokens and back."""
-        parts = self.components
-        return Codecs(VideoCodec(parts.vae), AudioCodec(parts.audio_vae), parts.vocoder)
+        return Codecs(VideoCodec(self.components.vae), AudioCodec(self.components.audio_vae), self.components.vocoder)
 
     @cached_property
     def digests(self) -> dict[str, str]:
