@@ -10,6 +10,7 @@ import torch
 import tiny
 from idlora.core.guidance import Pass
 from idlora.core.state import AVState, LatentState
+from idlora.networks import attention
 from idlora.networks.executor import Executor
 from idlora.networks.joint import JointModel, JointOptions, TextContext
 from test_executor import ALONE, SIGMA, assert_same
@@ -60,6 +61,18 @@ def test_other_lengths_meet_what_is_compiled(options: JointOptions, forms: int, 
         assert_same(Executor(net, *texts)(made, SIGMA, PLAN), Executor(plain, *texts)(made, SIGMA, PLAN))
         counts.append(len(graphs))
     assert counts == [forms] * len(LENGTHS)
+
+
+@pytest.mark.usefixtures("graphs")
+@torch.no_grad()
+def test_masks_compile_where_they_choose_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_HAS_CUDNN", "cpu")
+    options = JointOptions(mask_reference_to_video=True, reference_text="average")
+    net, plain = (JointModel(tiny.transformer("2.3"), options) for _ in range(2))
+    net.compile_blocks(fullgraph=True, backend="aot_eager")
+    made, texts = state(4, 8), (text(5, 5), text(5, 9))
+    assert_same(Executor(net, *texts)(made, SIGMA, PLAN), Executor(plain, *texts)(made, SIGMA, PLAN))
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @torch.no_grad()

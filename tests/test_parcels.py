@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from idlora.networks import parcels
 from idlora.networks.parcels import Parcel, _forget_error
 from idlora.networks.streaming import BlockStream
 
@@ -43,6 +46,25 @@ def test_what_is_turned_in_memory_keeps_its_numbers() -> None:
     turned = torch.arange(12.0).view(3, 4).t()
     (home,) = Parcel([turned]).views(Parcel([turned]).content)
     assert torch.equal(home, turned)
+
+
+def test_a_system_that_locks_nothing_copies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        return 1
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=refuse))
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(parcels, "_forget_error", refuse)
+    real = torch.empty
+
+    def empty(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            raise torch.OutOfMemoryError("no page can be locked")
+        return real(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    parcel = Parcel([torch.arange(1000.0)], GPU)
+    assert torch.equal(parcel.views(parcel.content)[0], torch.arange(1000.0))
 
 
 @on_gpu

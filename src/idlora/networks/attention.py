@@ -175,6 +175,7 @@ def attention_by(backend: str) -> Iterator[None]:
         chosen.__exit__(None, None, None)
 
 
+_HAS_CUDNN = "cuda"
 _TAKE_MASKS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -184,7 +185,7 @@ def proven_kernels(device: torch.device, *, masked: bool) -> AbstractContextMana
     Without masks it is the fastest there, twice as fast as the others, and PyTorch's own choice. Nothing changes on
     other devices, nor where cuDNN is left out already.
     """
-    if not masked or device.type != "cuda":
+    if not masked or device.type != _HAS_CUDNN:
         return nullcontext()
     if torch.compiler.is_compiling() or torch.backends.cuda.cudnn_sdp_enabled():
         return sdpa_kernel(_TAKE_MASKS)

@@ -33,7 +33,7 @@ class Parcel:
     Args:
         tensors: in main memory, of any dtypes and shapes.
         device: a CUDA device for which the memory is page-locked, so that it can copy while it computes; None where
-            nobody waits for copies.
+            nobody waits for copies. What the system will not lock is copied more slowly.
 
     Attributes:
         content: the bytes, (N,) uint8.
@@ -68,10 +68,19 @@ class Parcel:
             if code:
                 log.info("main memory could not be locked where it is (CUDA error %d); other memory is used", code)
                 _forget_error(device)
-                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                return _pinned(size)
         # Before the memory goes: whoever gets it next could not lock it.
         weakref.finalize(self, _unlock, pages).atexit = False
         return pages[:size]
+
+
+def _pinned(size: int) -> Tensor:
+    """PyTorch's page-locked bytes, or plain ones where there are none left."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        log.info("main memory could not be locked at all (%s)", error)
+        return torch.empty(size, dtype=torch.uint8)
 
 
 def _unlock(pages: Tensor) -> None:
