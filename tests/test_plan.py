@@ -21,6 +21,7 @@ from idlora.networks.single_file import write_upsampler
 from idlora.pipeline import IDLoraPipeline, Placement, Refinement, Request, Settings
 from idlora.pipeline.generation import decoded
 from idlora.pipeline.inputs import read_inputs
+from idlora.pipeline.placement import Residence
 from idlora.pipeline.plan import HEADROOM, Demand, FootprintMeter, Weights, choose, demand_of, fits, placements
 from idlora.pipeline.sources import Parts, read_model
 from tiny_pipeline import CARD, PICTURE, PROMPT, voice
@@ -77,6 +78,23 @@ def test_the_plan_of_a_folder_is_what_its_clip_takes(generation: str, settings: 
     assert real.keys() == demand.working.keys()
     for stage, found in real.items():
         assert demand.working[stage] + demand.kept.get(stage, 0) == pytest.approx(found, rel=0.02), stage
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_plan_of_weights_that_come_and_go_is_what_they_take(
+    generation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idlora.networks.parcels._ALIGNED", 4)  # gaps are large in networks so small
+    monkeypatch.setattr(Residence, "release", lambda *_: None)  # else they would get their homes anew
+    pipe = IDLoraPipeline(tiny_pipeline.real_components(generation), CARD, placement=Placement("offload"))
+    pipe.save_pretrained(tmp_path / "model")
+    outline = read_model(tmp_path / "model", Parts())
+    demand = demand_of(outline.blueprints, CLIP, torch.float32, CARD.max_text_tokens)
+    pipe(PROMPT, image=PICTURE, voice=voice(5.0), settings=CLIP)
+    real = measured(pipe, CLIP)
+    for stage in ("text", "connect"):
+        assert demand.peak(stage, Placement("offload")) == pytest.approx(real[stage], rel=0.02), stage
+        assert demand.peak(stage, Placement("offload")) < demand.peak(stage, Placement()), stage
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -66,13 +67,21 @@ class Weights:
     widest: int = 0
 
     def resident(self, storage: Storage = "full", *, streamed: bool = False) -> int:
-        """Bytes on the device while it works."""
+        """The most bytes on the device while it works."""
+        if streamed:
+            return max(self.streaming(storage), self.streaming(storage, early=True))
+        saved = self.saved.get(storage, 0)
+        return self.rest + sum(self.blocks) - saved * len(self.blocks) + sum(self.apart) + (self.widest if saved else 0)
+
+    def streaming(self, storage: Storage = "full", *, early: bool = False) -> int:
+        """Bytes on the device while its blocks work one by one; or before that, while large layers do (`early`)."""
         saved = self.saved.get(storage, 0)
         blocks = [block - saved for block in self.blocks]
-        pairs = [sum(pair) for pair in pairwise((*blocks, *blocks[:1]))]
-        pairs += [layer + blocks[0] for layer in self.apart]  # the first block is on its way already
-        at_once = max(pairs, default=0) if streamed else sum((*blocks, *self.apart))
-        return self.rest + at_once + (self.widest if saved else 0)
+        if early:
+            at_once = [layer + blocks[0] for layer in self.apart]  # the first block is on its way already
+        else:
+            at_once = [sum(pair) for pair in pairwise((*blocks, *blocks[:1]))]
+        return self.rest + max(at_once, default=0) + (self.widest if saved else 0)
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,14 @@ class Demand:
         working: the most bytes of all other tensors, by stage; stages that do not happen are left out.
         tiled: the same when pictures are decoded in tiles.
         kept: what comes on top by stage if the transformer is whole on the device: keys and values of the text.
+        early: of `working` what is there while large layers work before the blocks, in stages that have such.
     """
 
     weights: Mapping[str, Weights]
     working: Mapping[str, int]
     tiled: Mapping[str, int]
     kept: Mapping[str, int] = field(default_factory=dict)
+    early: Mapping[str, int] = field(default_factory=dict)
 
     def components(self, stage: str, placement: Placement) -> dict[str, int]:
         """Bytes of the weights on the device, by network."""
@@ -102,9 +113,23 @@ class Demand:
 
     def peak(self, stage: str, placement: Placement) -> int:
         """The most bytes on the device in a stage."""
-        working = self.tiled if placement.tiled else self.working
-        kept = self.kept.get(stage, 0) if placement.where == "whole" else 0
-        return sum(self.components(stage, placement).values()) + working[stage] + kept
+        working = (self.tiled if placement.tiled else self.working)[stage]
+        if placement.where == "whole":
+            return sum(self.components(stage, placement).values()) + working + self.kept.get(stage, 0)
+        moments = [self._at_work(stage, placement, early=False) + working]
+        if stage in self.early:
+            moments.append(self._at_work(stage, placement, early=True) + self.early[stage])
+        return max(moments)
+
+    def _at_work(self, stage: str, placement: Placement, *, early: bool) -> int:
+        """Bytes of weights on the device while blocks, or the large layers before them, come one by one."""
+        streamed, there = STREAMED[placement.where], [name for name in STAGES[stage] if name in self.weights]
+        return sum(
+            self.weights[name].streaming(placement.storage, early=early)
+            if name in streamed
+            else self.weights[name].resident(placement.storage)
+            for name in there
+        )
 
     def host_bytes(self, placement: Placement) -> int:
         """Bytes of weights in main memory once everything is loaded: nothing if all of it is on the device.
@@ -191,7 +216,7 @@ def demand_of(
         _adapt(pipe, settings, identity_rank or IDENTITY_RANK)
     pipe.check(settings)
     short = _short(settings, num_blocks)
-    working = _simulated(pipe, short, max_text_tokens)
+    working, early = _simulated(pipe, short, max_text_tokens)
     tiled = working.pop(_TILED)
     weights = {name: weights_of(name, module, num_blocks) for name, module in pipe.components.modules().items()}
     kept = _kept_text(made["transformer"], settings, dtype, max_text_tokens)
@@ -201,7 +226,7 @@ def demand_of(
         for stage, size in working.items()
     }
     more = {stage: (num_blocks - 1) * size for stage, size in kept.items()}
-    return Demand(weights, working, {**working, "decode": tiled}, more)
+    return Demand(weights, working, {**working, "decode": tiled}, more, early)
 
 
 def _kept_text(transformer: Any, settings: Settings, dtype: torch.dtype, max_text_tokens: int) -> dict[str, int]:
@@ -252,13 +277,13 @@ class FootprintMeter(Meter):
 
 
 @torch.no_grad()
-def _simulated(pipe: IDLoraPipeline, settings: Settings, max_text_tokens: int) -> dict[str, int]:
-    """Bytes of all but the weights at the peak of every stage."""
+def _simulated(pipe: IDLoraPipeline, settings: Settings, max_text_tokens: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of all but the weights at the peak of every stage, and while large layers work before the blocks."""
     inputs = read_inputs(Request("[VISUAL] a face [SPEECH] word", settings, _picture(), _voice(settings)))
     texts = [torch.full((1, max_text_tokens), each) for each in range(1 + any(settings.guidance.text.weights()))]
     pipe.codecs.audio.mel.tables(META)  # else only the process's first plan would count them
     with Footprint(pipe.components.modules().values()) as footprint:
-        meter = FootprintMeter(footprint)
+        meter, early = FootprintMeter(footprint), _early(pipe.components, footprint)
         contexts = pipe.reader.contexts([(ids, torch.ones_like(ids)) for ids in texts], meter)
         state = pipe.latents([inputs], Texts(contexts[0], contexts[-1]), meter)
         with meter.verb("decode"):
@@ -266,7 +291,28 @@ def _simulated(pipe: IDLoraPipeline, settings: Settings, max_text_tokens: int) -
         pipe.components.vae.enable_tiling()
         with meter.verb(_TILED):
             decoded(state, pipe.codecs, settings)
-    return dict(meter.peak_bytes)
+    return dict(meter.peak_bytes), early
+
+
+def _early(components: Components, footprint: Footprint) -> dict[str, int]:
+    """A table that is filled while networks run: by stage, the most bytes while their large layers work."""
+    found, before = dict[str, int](), list[int]()
+    stages_of = {name: stage for stage, names in STAGES.items() for name in names if name in READERS}
+
+    def begins(*_: object) -> None:
+        before.append(footprint.peak)
+        footprint.peak = footprint.alive
+
+    def note(stage: str, *_: object) -> None:
+        found[stage] = max(found.get(stage, 0), footprint.peak)
+        footprint.peak = max(footprint.peak, before.pop())
+
+    for name, stage in stages_of.items():
+        _, *apart = series_of(name, components.get(name))
+        for layer in (layer for layers in apart for layer in layers):
+            layer.register_forward_pre_hook(begins)
+            layer.register_forward_hook(partial(note, stage))
+    return found
 
 
 def _picture() -> Any:
