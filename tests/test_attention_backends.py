@@ -13,8 +13,8 @@ import tiny
 import tiny_pipeline
 from idlora.errors import SettingsError
 from idlora.networks import attention
-from idlora.networks.attention import attention_by
 from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.kernels import attention_by
 from idlora.pipeline import IDLoraPipeline
 from tiny_pipeline import CARD, PICTURE, PROMPT, SETTINGS, voice
 
@@ -24,13 +24,32 @@ def pipeline() -> IDLoraPipeline:
     return IDLoraPipeline(made, CARD, tiny_pipeline.adapter_for(made.transformer))
 
 
-def test_the_clip_is_the_same_within_rounding() -> None:
-    clips = []
+def active() -> Any:
+    return _AttentionBackendRegistry.get_active_backend()[0]
+
+
+def test_a_clip_is_made_by_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, used = [], set[Any]()
+
+    def dispatch(*inputs: Any, **options: Any) -> Any:
+        used.add(active())
+        return dispatch_attention_fn(*inputs, **options)
+
+    monkeypatch.setattr(attention, "dispatch_attention_fn", dispatch)
     for backend in ("", "_native_math"):
-        pipe = pipeline()
+        pipe, before = pipeline(), set(used)
         pipe.attention = backend
-        clips.append(pipe(PROMPT, image=PICTURE, voice=voice(), settings=SETTINGS).video.astype(float))
-    assert abs(clips[0] - clips[1]).max() <= 1
+        clips.append(pipe(PROMPT, image=PICTURE, voice=voice(), settings=SETTINGS))
+        assert used - before == {AttentionBackendName(backend or "native")}
+    assert abs(clips[0].video.astype(float) - clips[1].video).max() <= 1
+    assert [clip.provenance["model"]["attention"] for clip in clips] == [None, "_native_math"]
+
+
+def test_a_clip_by_what_does_not_work_here_is_not_begun() -> None:
+    pipe = pipeline()
+    pipe.attention = "_native_cudnn"
+    with pytest.raises(SettingsError, match="_native_cudnn does not work on cpu in float32"):
+        pipe.check(SETTINGS)
 
 
 @pytest.mark.parametrize(("reference_text", "masked"), [("block", 0), ("average", 1)])
@@ -54,19 +73,15 @@ def test_only_attention_without_masks_goes_there(
 
 
 def test_the_choice_ends_with_its_context() -> None:
-    def active() -> Any:
-        return _AttentionBackendRegistry.get_active_backend()[0]
-
     before = active()
     with attention_by("_native_math"):
         assert active() == AttentionBackendName._NATIVE_MATH
     assert active() == before
 
 
-@pytest.mark.parametrize(
-    ("backend", "told"),
-    [("nonsense", "no attention backend 'nonsense'; choose one of"), ("flash", "backend flash does not work here")],
-)
-def test_what_is_no_backend_or_is_not_installed_is_refused(backend: str, told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
-        attention_by(backend).__enter__()
+def test_what_is_no_backend_or_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.models.attention_dispatch._CAN_USE_FLASH_ATTN", False)
+    with pytest.raises(SettingsError, match="no attention backend 'nonsense'; choose one of"):
+        attention_by("nonsense").__enter__()
+    with pytest.raises(SettingsError, match="backend flash does not work here"):
+        attention_by("flash").__enter__()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from idlora.cli import main
 from idlora.cli.generate import checked_device
@@ -153,6 +154,13 @@ def test_generate_writes_a_clip_and_its_sidecar(model: Path, inputs: Path, capsy
     assert printed.err == ""
 
 
+def test_threads_are_as_many_as_wanted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = list[int]()
+    monkeypatch.setattr(torch, "set_num_threads", wanted.append)
+    assert generate(model, tmp_path / "clip.mp4", "--threads", "3", "--steps", "1", "--frames", "9") == 0
+    assert wanted == [3]
+
+
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
 def test_auto_is_the_best_device(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
@@ -234,7 +242,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "broken settings": (["--settings", "junk.mp3"], "junk.mp3"),
     "unknown device": (["--device", "abacus"], "choose auto, cpu"),
     "unknown attention": (["--attention", "nonsense"], "choose one of"),
-    "attention that is not installed": (["--attention", "sage"], "sage does not work here"),
+    "attention that works elsewhere": (["--attention", "_native_cudnn"], "does not work on cpu in float32"),
     "no threads": (["--threads", "0"], "at least 1"),
     "unknown dtype": (["--dtype", "int3"], "bfloat16"),
     "unknown model": (["--model", "./absent"], "there is no model"),

@@ -10,7 +10,7 @@ import torch
 import tiny
 from idlora.core.guidance import Pass
 from idlora.core.state import AVState, LatentState
-from idlora.networks import attention
+from idlora.networks import kernels
 from idlora.networks.executor import Executor
 from idlora.networks.joint import JointModel, JointOptions, TextContext
 from test_executor import ALONE, SIGMA, assert_same
@@ -66,7 +66,7 @@ def test_other_lengths_meet_what_is_compiled(options: JointOptions, forms: int, 
 @pytest.mark.usefixtures("graphs")
 @torch.no_grad()
 def test_masks_compile_where_they_choose_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_HAS_CUDNN", "cpu")
+    monkeypatch.setattr(kernels, "_HAS_CUDNN", "cpu")
     options = JointOptions(mask_reference_to_video=True, reference_text="average")
     net, plain = (JointModel(tiny.transformer("2.3"), options) for _ in range(2))
     net.compile_blocks(fullgraph=True, backend="aot_eager")

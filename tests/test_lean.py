@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 import tiny
 from idlora.networks import attention, blocks, lean
 from idlora.networks.adapter import new_adapter
-from idlora.networks.attention import proven_kernels
 from idlora.networks.blocks import ReferenceText
 from idlora.networks.generations import GENERATIONS
 from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.kernels import proven_kernels
 
 DENOISE = (torch.arange(6) > 1)[None, :, None].expand(2, -1, -1)
 # Modulation rows: two and a choice by token, one for all, one for every token.
@@ -199,10 +199,15 @@ def test_only_on_a_gpu_and_only_with_masks_a_kernel_is_left_out(device: str, mas
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_a_choice_of_kernels_stays() -> None:
-    with sdpa_kernel(SDPBackend.MATH), proven_kernels(torch.device("cuda"), masked=True):
-        assert torch.backends.cuda.math_sdp_enabled()
-        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+@pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION])
+def test_a_choice_of_kernels_stays(kernel: SDPBackend) -> None:
+    with sdpa_kernel(kernel):
+        for _ in range(2):
+            assert torch.backends.cuda.cudnn_sdp_enabled() == (kernel == SDPBackend.CUDNN_ATTENTION)
+            with proven_kernels(torch.device("cuda"), masked=True):
+                assert torch.backends.cuda.math_sdp_enabled() == (kernel == SDPBackend.MATH)
+                assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+                assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -80,7 +80,9 @@ def test_the_fp8_kernel_gives_what_its_emulation_gives(monkeypatch: pytest.Monke
     monkeypatch.setattr(packing, "_multiplies_fp8", lambda *_: True)
     try:
         found = packed(x)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "per-tensor scaling" not in str(error):
+            raise
         pytest.skip("this PyTorch has no such kernel on a CPU")
     torch.testing.assert_close(found, emulated, rtol=0.02, atol=0.02)
     assert not torch.equal(found, emulated)

@@ -114,16 +114,17 @@ def check_target(out: Path) -> None:
 
 def load(values: dict[str, Any]) -> IDLoraPipeline:
     """The pipeline that the options of the panel Model name."""
-    from idlora.networks.attention import attention_by
+    import torch
+
+    from idlora.networks.kernels import check_attention
     from idlora.networks.ranks import joined_ranks
     from idlora.pipeline import IDLoraPipeline, Parts
 
     quieten()
     use_threads(values["threads"])
-    with attention_by(values["attention"] or ""):
-        pass  # it is there
     parts = Parts(values["text_encoder"], values["upsampler"], values["transformer"])
     device, dtype = checked_device(own_device(values["device"])), checked_dtype(values["dtype"])
+    check_attention(values["attention"] or "", torch.device(device), dtype)
     pipe = IDLoraPipeline.from_pretrained(
         values["model"],
         adapter=values["adapter"],

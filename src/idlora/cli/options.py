@@ -170,7 +170,7 @@ TABLE = (
     Row("--compile/--eager", bool, "Compile the blocks: a minute or more at first, then faster steps.", MODEL),
     Row("--graphs/--no-graphs", bool, "Record steps as CUDA graphs: no time to launch kernels.", MODEL),
     Row("--attention", str, "One of diffusers' attention backends: flash, sage, ...; PyTorch's own by default.", MODEL),
-    Row("--threads", int, "Of the CPU; one for each core by default.", MODEL),
+    Row("--threads", int, "Of the CPU; as many as PyTorch takes by default.", MODEL),
     Row("--device", str, "cpu, cuda, mps, or auto: the best that is there.", MODEL, default="cpu"),
     Row("--dtype", str, "Of the weights: float32, bfloat16 or float16.", MODEL, default="float32"),
     Row("--text-cache", str, "Folder that keeps encoded prompts, auto or off.", MODEL, default="auto"),

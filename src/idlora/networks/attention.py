@@ -7,21 +7,20 @@ In training it keeps queries and keys as they are before norm and rotation, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from idlora.errors import SettingsError
+from idlora.networks.kernels import proven_kernels
 from idlora.networks.lean import arithmetic_of, is_lean, normed, rms_gradient
 
 Rotary = tuple[Tensor, Tensor]
@@ -146,50 +145,6 @@ def _weighed(attention: Any, bias: Tensor | None, *inputs: Tensor) -> Tensor:
             parallel_config=attention.processor._parallel_config,
         )
     return attended.to(query.dtype)
-
-
-@contextmanager
-def attention_by(backend: str) -> Iterator[None]:
-    """Attention without masks by a backend of diffusers' dispatch inside this context; with masks it stays PyTorch's.
-
-    Args:
-        backend: such as `native`, `flash` or `sage`; empty for the one that diffusers takes by itself.
-
-    Raises:
-        SettingsError: there is none of that name, or it does not work here.
-    """
-    if not backend:
-        yield
-        return
-    names = sorted(each.value for each in AttentionBackendName)
-    if backend not in names:
-        raise SettingsError(f"there is no attention backend {backend!r}; choose one of {', '.join(names)}")
-    chosen = attention_backend(backend)
-    try:
-        chosen.__enter__()
-    except Exception as error:
-        raise SettingsError(f"the attention backend {backend} does not work here ({error}); leave it out") from error
-    try:
-        yield
-    finally:
-        chosen.__exit__(None, None, None)
-
-
-_HAS_CUDNN = "cuda"
-_TAKE_MASKS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def proven_kernels(device: torch.device, *, masked: bool) -> AbstractContextManager[Any]:
-    """With masks, attention does without cuDNN inside this context: it failed so on an H200 (docs/gpu).
-
-    Without masks it is the fastest there, twice as fast as the others, and PyTorch's own choice. Nothing changes on
-    other devices, nor where cuDNN is left out already.
-    """
-    if not masked or device.type != _HAS_CUDNN:
-        return nullcontext()
-    if torch.compiler.is_compiling() or torch.backends.cuda.cudnn_sdp_enabled():
-        return sdpa_kernel(_TAKE_MASKS)
-    return nullcontext()
 
 
 class _Step(NamedTuple):

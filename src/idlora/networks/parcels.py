@@ -70,7 +70,7 @@ class Parcel:
                 _forget_error(device)
                 return _pinned(size)
         # Before the memory goes: whoever gets it next could not lock it.
-        weakref.finalize(self, _unlock, pages).atexit = False
+        weakref.finalize(self, _unlock, pages, device).atexit = False
         return pages[:size]
 
 
@@ -83,8 +83,9 @@ def _pinned(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8)
 
 
-def _unlock(pages: Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(pages.data_ptr())
+def _unlock(pages: Tensor, device: torch.device) -> None:
+    if int(torch.cuda.cudart().cudaHostUnregister(pages.data_ptr())):
+        _forget_error(device)
 
 
 def _forget_error(device: torch.device) -> None:

@@ -113,7 +113,9 @@ class BlockStream:
             self._drop(index)
 
     def close(self) -> None:
-        """All blocks back in main memory."""
+        """All blocks back in main memory, which no copy reads any more."""
+        if self._copies is not None:
+            self._copies.synchronize()
         for index in self.present:
             self._drop(index)
 

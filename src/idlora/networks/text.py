@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from idlora.networks.joint import TextContext
+from idlora.networks.kernels import proven_kernels
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ class PromptEncoder(PromptTokens):
         """Text context of features and mask (B, S), padding in front; what the features of padding are is no matter."""
         dtype = self.connectors.dtype
         bias = (mask.to(features.video.device, dtype)[:, None, None] - 1) * torch.finfo(dtype).max
-        video, left = self.connectors.video_connector(features.video.to(dtype), bias)
-        audio, _ = self.connectors.audio_connector(features.audio.to(dtype), bias)
+        with proven_kernels(features.video.device, masked=True):
+            video, left = self.connectors.video_connector(features.video.to(dtype), bias)
+            audio, _ = self.connectors.audio_connector(features.audio.to(dtype), bias)
         valid = (left < 1e-6).to(torch.int64).reshape(video.shape[:2])
         return TextContext(video * valid[..., None], audio, valid if bool((valid == 0).any()) else None)
 

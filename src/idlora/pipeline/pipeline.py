@@ -18,10 +18,10 @@ from idlora.core.state import AVState
 from idlora.errors import DeviceMemoryError, SettingsError
 from idlora.files import sha256_of
 from idlora.networks.adapter import IDENTITY, AdapterWeights, read_adapter
-from idlora.networks.attention import attention_by
 from idlora.networks.codecs import AudioCodec, VideoCodec
 from idlora.networks.generations import Generation, generation_of
 from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.kernels import attention_by, check_attention
 from idlora.networks.ranks import Ranks
 from idlora.networks.single_file import write_single_file
 from idlora.networks.stack import DISTILLED
@@ -78,11 +78,9 @@ class IDLoraPipeline:
         origins: SHA-256 of the weights' files, for sidecars.
 
     Attributes:
-        text_cache: keeps encoded prompts, so that new ones alone load the text encoder; None by default, and never
-            used by networks that came from no file.
+        text_cache: keeps encoded prompts of networks that came from files; None by default.
         ranks: processes that share out the passes of a step, and all make the same clip; None by default.
-        compiled: compile the blocks: a minute or more when a kind of pass first runs, then faster steps.
-        graphs: record steps as CUDA graphs, which saves what launching kernels from Python costs.
+        compiled, graphs: compile the blocks, a minute or more at first; record steps as CUDA graphs. Both save time.
         attention: one of diffusers' backends (`attention_by`); empty = diffusers' own choice.
 
     Raises:
@@ -313,6 +311,7 @@ class IDLoraPipeline:
         check_adapters(settings, self.adapters, distilled_weights=self.card.distilled)
         check_graphs(settings, self.residence.placement, self.device, wanted=self.graphs)
         check_ranks(settings, self.ranks)
+        check_attention(self.attention, self.device, self.components.dtype)
 
     def texts(self, batch: Sequence[Inputs], meter: Meter) -> Texts:
         """The encoded prompts of a batch; negative ones only if its guidance wants them."""
@@ -396,5 +395,6 @@ class IDLoraPipeline:
             "device": self.device.type,
             "storage": self.residence.placement.storage,
             "tiled": self.residence.placement.tiled,
+            "attention": self.attention or None,
         }
         return {"prompt": inputs.prompt.text(), "inputs": dict(inputs.origins), "model": model}

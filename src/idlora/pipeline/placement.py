@@ -217,6 +217,7 @@ class Residence:
         if settled and there == streamed:
             return
         self._guests[name] = Guest(kept, self._device)
+        self._streams.pop(name, None)  # whose parcels would be held twice
         self._streams[name] = [BlockStream(blocks, self._device) for blocks in series]
 
 

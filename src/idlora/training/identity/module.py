@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idlora.networks.joint import JointModel, JointOptions
+from idlora.networks.kernels import proven_kernels
 from idlora.training.identity.config import ObjectiveOptions
 from idlora.training.objective import Objective, TrainingBatch, training_step
 
@@ -60,7 +61,10 @@ class TrainingModule(nn.Module):
 
         A CPU's fused attention takes a third of a step of a small model for its backward pass; plain products do not.
         """
-        return nullcontext() if self.attention_is_fused else sdpa_kernel(SDPBackend.MATH)
+        if not self.attention_is_fused:
+            return sdpa_kernel(SDPBackend.MATH)
+        # As if all were masked: what one thread chose for its masks, another's attention would meet by chance.
+        return proven_kernels(self.transformer.proj_in.weight.device, masked=True)
 
     @property
     def attention_is_fused(self) -> bool:
