@@ -21,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,10 +144,16 @@ class Meter:
         }
 
 
-def optimised(parameters: dict[str, nn.Parameter], optimizer: Any, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def optimised(
+    parameters: dict[str, nn.Parameter],
+    optimizer: Any,
+    loss: Callable[[], Tensor],
+    kernels: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Callable[[], Tensor]:
     def step() -> Tensor:
-        total = loss()
-        torch.autograd.backward(total)
+        with kernels():
+            total = loss()
+            torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -168,7 +175,7 @@ def ours(transformer: Any, config: TrainingConfig, batches: Callable[[], Trainin
         module.model.compile_blocks(dynamic=False)
     parameters = trained(transformer)
     optimizer = make_optimizer(parameters, config.optimization)
-    return optimised(parameters, optimizer, lambda: module(batches()).total)
+    return optimised(parameters, optimizer, lambda: module(batches()).total, module.attention)
 
 
 def plain(transformer: Any, config: TrainingConfig, batches: Callable[[], TrainingBatch]) -> Callable[[], Tensor]:
