@@ -154,7 +154,7 @@ def use_threads(count: int | None) -> None:
     if count is None:
         return
     if count < 1:
-        raise SettingsError(f"--threads {count}: at least 1, and none to take one for each core")
+        raise SettingsError(f"--threads {count}: give at least 1, or leave it out")
     torch.set_num_threads(count)
 
 
