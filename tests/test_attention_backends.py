@@ -14,7 +14,7 @@ import tiny_pipeline
 from idlora.errors import SettingsError
 from idlora.networks import attention
 from idlora.networks.joint import JointModel, JointOptions
-from idlora.networks.kernels import attention_by
+from idlora.networks.kernels import attention_by, or_without_cudnn
 from idlora.pipeline import IDLoraPipeline
 from tiny_pipeline import CARD, PICTURE, PROMPT, SETTINGS, voice
 
@@ -85,3 +85,29 @@ def test_what_is_no_backend_or_is_not_installed_is_refused(monkeypatch: pytest.M
         attention_by("nonsense").__enter__()
     with pytest.raises(SettingsError, match="backend flash does not work here"):
         attention_by("flash").__enter__()
+
+
+def test_where_cudnn_fails_the_process_goes_on_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    calls = list[bool]()
+
+    def run() -> torch.Tensor:
+        calls.append(torch.backends.cuda.cudnn_sdp_enabled())
+        if calls[-1]:
+            raise RuntimeError("Expected mha_graph->execute(handle).is_good() to be true, but got false.")
+        return torch.ones(1)
+
+    try:
+        assert [float(or_without_cudnn(run)) for _ in range(2)] == [1.0, 1.0]
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+    assert calls == [True, False, False]
+    assert "cuDNN's attention failed" in caplog.text
+
+
+def test_other_failures_are_told() -> None:
+    def run() -> torch.Tensor:
+        raise RuntimeError("the sizes do not match")
+
+    with pytest.raises(RuntimeError, match="the sizes do not match"):
+        or_without_cudnn(run)
+    assert torch.backends.cuda.cudnn_sdp_enabled()

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from idlora.networks.kernels import proven_kernels
+from idlora.networks.kernels import or_without_cudnn, proven_kernels
 from idlora.networks.lean import arithmetic_of, is_lean, normed, rms_gradient
 
 Rotary = tuple[Tensor, Tensor]
@@ -135,8 +135,9 @@ def _prepared(attention: Any, norm: Any, x: Tensor, rotary: Rotary | None) -> tu
 def _weighed(attention: Any, bias: Tensor | None, *inputs: Tensor) -> Tensor:
     """Values by heads (B, T, H, D_head), weighed by how queries and keys agree; inputs are (B, T or S, D)."""
     query, key, value = (each.unflatten(2, (attention.heads, -1)) for each in inputs)
-    with proven_kernels(query.device, masked=bias is not None):
-        attended: Tensor = dispatch_attention_fn(
+
+    def run() -> Tensor:
+        made: Tensor = dispatch_attention_fn(
             query,
             key,
             value,
@@ -144,7 +145,10 @@ def _weighed(attention: Any, bias: Tensor | None, *inputs: Tensor) -> Tensor:
             backend=attention.processor._attention_backend if bias is None else AttentionBackendName.NATIVE,
             parallel_config=attention.processor._parallel_config,
         )
-    return attended.to(query.dtype)
+        return made
+
+    with proven_kernels(query.device, masked=bias is not None):
+        return or_without_cudnn(run).to(query.dtype)
 
 
 class _Step(NamedTuple):

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idlora.errors import SettingsError
+
+log = logging.getLogger(__name__)
 
 _HAS_CUDNN = "cuda"
 _OTHERS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -38,6 +42,24 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+
+
+def or_without_cudnn(run: Callable[[], Tensor]) -> Tensor:
+    """What some attention gives. If cuDNN fails at it, the process does without from now on, and it is run again."""
+    if torch.compiler.is_compiling() or not torch.backends.cuda.cudnn_sdp_enabled():
+        return run()
+    try:
+        return run()
+    except RuntimeError as error:
+        if not any(name in str(error) for name in ("cuDNN", "mha_graph")):  # of its errors, the graph that it made
+            raise
+        log.warning("cuDNN's attention failed and is left out from now on: %s", _first_line(error))
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+        return run()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
@@ -78,8 +100,7 @@ def check_attention(backend: str, device: torch.device, dtype: torch.dtype) -> N
             dispatch_attention_fn(some, some, some)
         except Exception as error:
             short = str(dtype).removeprefix("torch.")
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise SettingsError(
-                f"the attention backend {backend} does not work on {device} in {short} ({first}); leave it out, or "
-                "choose another --device or --dtype"
+                f"the attention backend {backend} does not work on {device} in {short} ({_first_line(error)}); leave "
+                "it out, or choose another --device or --dtype"
             ) from error

@@ -67,7 +67,8 @@ class PackedLinear(nn.Linear):
 
     `fp8-scaled` rounds to e4m3 with a scale for each row, and so it does with each token that comes in: in bfloat16, on
     a GPU that multiplies e4m3 (Ada, Hopper and later), nothing is unpacked in the forward pass, and products are summed
-    in the fewer bits of its fast mode. Elsewhere the same numbers are multiplied in the input's dtype, to which their scales are rounded: slower and coarser than `fp8`.
+    in the fewer bits of its fast mode. Elsewhere the same numbers are multiplied in the input's dtype, to which their
+    scales are rounded: slower and coarser than `fp8`.
     Gradients go through the rounding as if there were none.
 
     Args:
