@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from calm import calm, join
 
 from idlora.core.samplers import Step
 from idlora.data.media import Voice
@@ -221,7 +222,8 @@ def told(arguments: argparse.Namespace, memory: str, preset: str, pipe: Any) -> 
     settings = settings_of(arguments, preset)
     if any(stage.distilled for stage in stages(settings)) and DISTILLED not in pipe.adapters.strengths:
         pipe.adapters.add(DISTILLED, random_weights(everywhere(pipe.components.transformer, DISTILLED_RANK)))
-    result, steps = run(pipe, settings, arguments.device)
+    with calm():
+        result, steps = run(pipe, settings, arguments.device)
     if arguments.clips is not None:
         arguments.clips.mkdir(parents=True, exist_ok=True)
         result.save(arguments.clips / f"{arguments.generation}-{preset}.mp4")
@@ -304,6 +306,7 @@ def line_of(arguments: argparse.Namespace, memory: str, preset: str, pipe: Any) 
 def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     arguments = arguments_of()
+    join()
     dtype = torch.bfloat16 if arguments.device.startswith("cuda") else torch.float32
     blueprints = sizes(arguments.generation, arguments.scale)
     placements = {memory: placement_of(arguments, memory, blueprints, dtype) for memory in arguments.memory}

@@ -36,6 +36,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from calm import calm, join
 from lanes import Lanes
 from plain import Plain
 from torch import Tensor
@@ -316,13 +317,18 @@ class Race:
         return {name: share * (FEW_STEPS / STEPS if "distilled" in name else 1) for name, share in flops.items()}
 
 
-def measured(generation: str, size: Size, where: Where, names: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Figures of settings; turns are taken for so many seconds, one at least."""
+def measured(
+    generation: str, size: Size, where: Where, names: Sequence[str], seconds: float, most: int
+) -> dict[str, Any]:
+    """Figures of settings; turns are taken for so many seconds, one at least and so many at most (0: no matter)."""
     begun = time.monotonic()
     race, turns = Race(generation, size, where, names), list[dict[str, float]]()
     racing = time.monotonic()
     while not turns or time.monotonic() + (time.monotonic() - racing) / len(turns) < begun + seconds:
-        turns.append(race.turn())
+        with calm():
+            turns.append(race.turn())
+        if len(turns) == most:
+            break
     if where.storage == "full" and race.distance > TOLERANCE[str(where.dtype).removeprefix("torch.")]:
         raise SystemExit(f"the sides do not compute the same: {race.distance:.1e} apart")
     foretold = race.foretold(size)
@@ -346,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--max-branches", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=540.0, help="for all; one turn of each takes place anyway")
+    parser.add_argument("--turns", type=int, default=0, help="of each, at most")
     parser.add_argument("--full-identity", action="store_true", help="distilled with the whole identity pass as well")
     parser.add_argument("--reference-alone", action="store_true", help="exact where the reference hears itself alone")
     parser.add_argument("--compile", action="store_true", help="compiled blocks on both sides too")
@@ -353,6 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
+    join()
     if given.device == "cpu":
         torch.set_num_threads(1)
         if given.compile or given.graphs:
@@ -364,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     share, told = given.seconds / len(given.generations), dict[str, Any]()
     with torch.no_grad():
         for generation in given.generations:
-            told[generation] = measured(generation, size, where, names, share)
+            told[generation] = measured(generation, size, where, names, share, given.turns)
     told |= {
         "device": f"cpu, one thread, {platform.machine()}" if given.device == "cpu" else torch.cuda.get_device_name(),
         "dtype": given.dtype,

@@ -24,11 +24,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from calm import calm, join
 from plain import plain_loss
 from rehearsal import TINY, cap, tiny
 from torch import Tensor, nn
@@ -123,21 +125,23 @@ class Meter:
         self.on_gpu = device.type == "cuda"
 
     def steps(self, step: Callable[[], Tensor], count: int) -> dict[str, Any]:
-        """Run them; the first one warms up."""
-        seconds, loss = [], float("nan")
-        for _ in range(count + 1):
-            if self.on_gpu:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            loss = float(step())
-            if self.on_gpu:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
+        """Run them after one that warms up."""
+        step()
+        seconds, loss = list[float](), float("nan")
+        with calm():
+            for _ in range(count):
+                if self.on_gpu:
+                    torch.cuda.synchronize()
+                    torch.cuda.reset_peak_memory_stats()
+                started = time.perf_counter()
+                loss = float(step())
+                if self.on_gpu:
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - started)
         peak = torch.cuda.max_memory_allocated() if self.on_gpu else None
         return {
-            "seconds_per_step": statistics.median(seconds[1:]),
-            "range": [min(seconds[1:]), max(seconds[1:])],
+            "seconds_per_step": statistics.median(seconds),
+            "range": [min(seconds), max(seconds)],
             "n": count,
             "peak_bytes": peak,
             "loss": loss,
@@ -243,6 +247,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--steps", type=int, default=3, help="after the first")
     parser.add_argument("--plain", action="store_true", help="the plain loop too, batch 1, full weights")
+    parser.add_argument("--no-eager", action="store_true", help="leave out ours that is not compiled")
     parser.add_argument("--compile", action="store_true", help="ours with compiled blocks too")
     parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published; times are then a part's")
     parser.add_argument("--connectors", action="store_true", help="they make the text of every step")
@@ -252,11 +257,11 @@ def main() -> None:
     parser.add_argument("--scale", choices=["full", "tiny"], default="full")
     parser.add_argument("--out", type=Path, help="file that lines are added to")
     given = parser.parse_args()
+    join()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     wanted: list[tuple[str, Storage, int]] = [("plain", "full", 1)] if given.plain else []
-    wanted += [("ours", storage, size) for storage in given.storage or ["full"] for size in given.batch or [1]]
-    if given.compile:
-        wanted += [("compiled", storage, size) for storage in given.storage or ["full"] for size in given.batch or [1]]
+    ways = ["ours"] * (not given.no_eager) + ["compiled"] * given.compile
+    wanted += product(ways, given.storage or ["full"], given.batch or [1])
     for way, storage, size in wanted:
         try:
             line = measured(given, way, storage, size)

@@ -2,8 +2,12 @@
 """The benchmarks run: what they measure is not tested here, only that they come to their end and say it as JSON."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,54 @@ def test_approximations_are_told_with_what_they_save() -> None:
         assert cached or each["products"] < exact["products"]
         wanted = {"end"} if cached else {"mean", "worst_step", "end"}
         assert wanted == each["video"].keys() == each["audio"].keys()
+
+
+WORKS = """
+import itertools, pathlib, sys, time
+import calm
+calm.join()
+for number in itertools.count():
+    pathlib.Path(sys.argv[1]).write_text(str(number))
+    time.sleep(0.01)
+"""
+MEASURES = """
+import pathlib, sys, time
+import calm
+count = pathlib.Path(sys.argv[1])
+with calm.calm():
+    before = count.read_text()
+    time.sleep(0.5)
+    print(before == count.read_text(), flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is a matter of POSIX")
+def test_while_one_measures_the_others_are_halted_even_if_it_is_killed(tmp_path: Path) -> None:
+    count, python = tmp_path / "count", [sys.executable, "-c"]
+    environment = {**os.environ, "CALM": str(tmp_path), "PYTHONPATH": str(BENCHMARKS)}
+    # Of a process that is no more, whose number is ours now: we are not halted.
+    (tmp_path / f"{os.getpid()}.alive").write_text("")
+    with subprocess.Popen([*python, WORKS, str(count)], env=environment) as busy:
+        try:
+            wait_until(count.exists)
+            for seconds in ("0", "600"):
+                command = [*python, MEASURES, str(count), seconds]
+                with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as measuring:
+                    assert measuring.stdout is not None
+                    assert measuring.stdout.readline() == "True\n"
+                    measuring.kill()
+                wait_until(partial(goes_on, count, count.read_text()))
+        finally:
+            busy.kill()
+
+
+def goes_on(count: Path, seen: str) -> bool:
+    return count.read_text() not in ("", seen)
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
