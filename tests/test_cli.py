@@ -241,7 +241,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "unknown setting": (["--settings", "unknown.json"], "did you mean 'num_frames'"),
     "broken settings": (["--settings", "junk.mp3"], "junk.mp3"),
     "unknown device": (["--device", "abacus"], "choose auto, cpu"),
-    "unknown attention": (["--attention", "nonsense"], "choose one of"),
+    "unknown attention": (["--attention", "flashy"], "did you mean 'flash'"),
     "attention that works elsewhere": (["--attention", "_native_cudnn"], "does not work on cpu in float32"),
     "no threads": (["--threads", "0"], "at least 1"),
     "unknown dtype": (["--dtype", "int3"], "bfloat16"),

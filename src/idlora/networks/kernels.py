@@ -13,7 +13,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from idlora.errors import SettingsError
+from idlora.errors import SettingsError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def attention_by(backend: str) -> Iterator[None]:
         return
     names = sorted(each.value for each in AttentionBackendName)
     if backend not in names:
-        raise SettingsError(f"there is no attention backend {backend!r}; choose one of {', '.join(names)}")
+        raise SettingsError(f"there is no attention backend {backend!r}{nearest(backend, names)}")
     chosen = attention_backend(backend)
     try:
         chosen.__enter__()
