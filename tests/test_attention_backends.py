@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 import tiny
 import tiny_pipeline
 from idlora.errors import SettingsError
-from idlora.networks import attention
+from idlora.networks import attention, kernels
 from idlora.networks.joint import JointModel, JointOptions
 from idlora.networks.kernels import attention_by, or_without_cudnn
 from idlora.pipeline import IDLoraPipeline
@@ -56,10 +56,12 @@ def test_a_clip_by_what_does_not_work_here_is_not_begun() -> None:
 def test_only_attention_without_masks_goes_there(
     reference_text: Any, masked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernels, "_HAS_CUDNN", "cpu")
     asked, real = list[tuple[bool, Any]](), dispatch_attention_fn
 
     def dispatch(*inputs: Any, attn_mask: Any, backend: Any, **options: Any) -> Any:
         asked.append((attn_mask is not None, backend))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == (attn_mask is None)
         return real(*inputs, attn_mask=attn_mask, backend=backend, **options)
 
     monkeypatch.setattr(attention, "dispatch_attention_fn", dispatch)

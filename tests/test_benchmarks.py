@@ -51,6 +51,13 @@ def test_a_guided_step_beside_the_plain_way_is_told_as_shares() -> None:
         assert told["2.0"][name]["low"] <= told["2.0"][name]["median"] <= told["2.0"][name]["high"]
 
 
+def test_single_kernels_are_told() -> None:
+    command = [sys.executable, str(BENCHMARKS / "kernels.py")]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert told["attention"].keys() == {"video", "text", "audio to video"}
+    assert all(each["default"] > 0 for each in told["attention"].values())
+
+
 def test_approximations_are_told_with_what_they_save() -> None:
     command = [sys.executable, str(BENCHMARKS / "approximations.py"), "--clips", "2", "--steps", "2", "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["settings"]

@@ -7,7 +7,7 @@ In training it keeps queries and keys as they are before norm and rotation, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -147,7 +147,7 @@ def _weighed(attention: Any, bias: Tensor | None, *inputs: Tensor) -> Tensor:
         )
         return made
 
-    with proven_kernels(query.device, masked=bias is not None):
+    with nullcontext() if bias is None else proven_kernels(query.device):
         return or_without_cudnn(run).to(query.dtype)
 
 

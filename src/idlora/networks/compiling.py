@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from idlora.errors import SettingsError
+from idlora.errors import SettingsError, first_line
 from idlora.networks.blocks import BlockOptions, Pair, StreamInputs, Streams, block_forward
 
 _MOST_FORMS = 64  # of a block that is compiled
@@ -35,10 +35,9 @@ def compiled_block(settings: dict[str, Any]) -> Callable[..., Pair]:
         try:
             return compiled(*(inputs if fixed else _opened(*inputs)))
         except TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise SettingsError(
-                f"the blocks cannot be compiled here ({reason}): that takes a C++ compiler, on a GPU Triton as well; "
-                "install them, or leave compiling out"
+                f"the blocks cannot be compiled here ({first_line(error)}): that takes a C++ compiler, on a GPU Triton "
+                "as well; install them, or leave compiling out"
             ) from error
 
     return run

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from idlora.core.guidance import Pass
 from idlora.core.state import AVState, LatentState
-from idlora.errors import SettingsError
+from idlora.errors import SettingsError, first_line
 from idlora.networks.executor import Executor
 from idlora.networks.joint import Prediction
 
@@ -85,13 +85,9 @@ class Recorder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise SettingsError(f"a step cannot be recorded here ({_first_line(error)}); leave --graphs out") from error
+            raise SettingsError(f"a step cannot be recorded here ({first_line(error)}); leave --graphs out") from error
         self._pool = self._pool or graph.pool()
         return _Recording(graph, own, level, predictions)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _fixed(stream: LatentState) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from idlora.errors import SettingsError, nearest
+from idlora.errors import SettingsError, first_line, nearest
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,13 @@ _HAS_CUDNN = "cuda"
 _OTHERS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def proven_kernels(device: torch.device, *, masked: bool) -> AbstractContextManager[Any]:
-    """With masks, attention does without cuDNN inside this context: it failed so on an H200 (docs/gpu).
+def proven_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """For attention with masks: inside this context it does without cuDNN, which failed at them on an H200 (docs/gpu).
 
-    Without masks it is the fastest there, twice as fast as the others, and PyTorch's own choice. On other devices
+    Without masks cuDNN's is the fastest there, twice as fast as the others, and PyTorch's own choice. On other devices
     nothing changes. The choice is the whole process's: where threads meet, one context must hold around all of them.
     """
-    if not masked or device.type != _HAS_CUDNN:
+    if device.type != _HAS_CUDNN:
         return nullcontext()
     return sdpa_kernel(_OTHERS) if torch.compiler.is_compiling() else _without_cudnn()
 
@@ -53,13 +53,9 @@ def or_without_cudnn(run: Callable[[], Tensor]) -> Tensor:
     except RuntimeError as error:
         if not any(name in str(error) for name in ("cuDNN", "mha_graph")):  # of its errors, the graph that it made
             raise
-        log.warning("cuDNN's attention failed and is left out from now on: %s", _first_line(error))
+        log.warning("cuDNN's attention failed and is left out from now on: %s", first_line(error))
         torch.backends.cuda.enable_cudnn_sdp(enabled=False)
         return run()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
@@ -101,6 +97,6 @@ def check_attention(backend: str, device: torch.device, dtype: torch.dtype) -> N
         except Exception as error:
             short = str(dtype).removeprefix("torch.")
             raise SettingsError(
-                f"the attention backend {backend} does not work on {device} in {short} ({_first_line(error)}); leave "
+                f"the attention backend {backend} does not work on {device} in {short} ({first_line(error)}); leave "
                 "it out, or choose another --device or --dtype"
             ) from error

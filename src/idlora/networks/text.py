@@ -104,7 +104,7 @@ class PromptEncoder(PromptTokens):
         """Text context of features and mask (B, S), padding in front; what the features of padding are is no matter."""
         dtype = self.connectors.dtype
         bias = (mask.to(features.video.device, dtype)[:, None, None] - 1) * torch.finfo(dtype).max
-        with proven_kernels(features.video.device, masked=True):
+        with proven_kernels(features.video.device):
             video, left = self.connectors.video_connector(features.video.to(dtype), bias)
             audio, _ = self.connectors.audio_connector(features.audio.to(dtype), bias)
         valid = (left < 1e-6).to(torch.int64).reshape(video.shape[:2])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from idlora.errors import OutputError, WeightsError
+from idlora.errors import OutputError, WeightsError, first_line
 from idlora.files import write_text
 from idlora.networks.checkpoints import aligned
 from idlora.networks.classes import class_of, library_of
@@ -161,11 +161,6 @@ def adapters_of(components: Components) -> AdapterStack:
     stack = AdapterStack(None, cache(waits.on_meta))
     components.on_arrival(lambda name, network: stack.attach(network) if name == "transformer" else None)
     return stack
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def load_components(folder: Path, dtype: torch.dtype = torch.float32, transformer: str = "transformer") -> Components:

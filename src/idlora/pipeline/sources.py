@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from idlora.errors import WeightsError
+from idlora.errors import WeightsError, first_line
 from idlora.files import sha256_of
 from idlora.networks.adapter import read_adapter
 from idlora.networks.generations import Generation, generation_of
@@ -34,7 +34,6 @@ from idlora.pipeline.components import (
     Components,
     Source,
     component_source,
-    first_line,
     load_component,
     load_components,
     load_tokenizer,

@@ -64,7 +64,7 @@ class TrainingModule(nn.Module):
         if not self.attention_is_fused:
             return sdpa_kernel(SDPBackend.MATH)
         # As if all were masked: what one thread chose for its masks, another's attention would meet by chance.
-        return proven_kernels(self.transformer.proj_in.weight.device, masked=True)
+        return proven_kernels(self.transformer.proj_in.weight.device)
 
     @property
     def attention_is_fused(self) -> bool:

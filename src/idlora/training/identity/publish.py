@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from idlora.errors import InputError, OutputError
+from idlora.errors import InputError, OutputError, first_line
 from idlora.files import replacing, write_text
 from idlora.networks.adapter_info import MEASURES, describe_adapter
-from idlora.pipeline.components import first_line
 from idlora.training.identity.config import read_yaml
 from idlora.training.identity.engine import FINAL_NAME
 from idlora.training.identity.hub_card import Measures, model_card, without_paths
